@@ -1,0 +1,62 @@
+"""Files written whole or not at all, and hashes of files."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from edgekit.errors import BadInput
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` under a temporary name beside `path`, flush it to the disk, then rename.
+
+    Raises:
+        BadInput: the disk is full or the folder cannot be written; `path` is then as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BadInput(f"{path}: the disk is full; nothing was written there. Free some space and run again") from error
+        raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, schema: str) -> dict:
+    """The JSON object in `path`, whose `schema` is `schema/N` with N at most the version this edgekit knows.
+
+    Raises:
+        BadInput: no such file, no JSON, another kind of document, or a newer version.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: is no readable JSON ({error})") from None
+    kind, _, version = str(document.get("schema") if isinstance(document, dict) else None).rpartition("/")
+    known_kind, _, known_version = schema.rpartition("/")
+    if kind != known_kind or not version.isdigit():
+        raise BadInput(f"{path}: its schema is not {known_kind}")
+    if int(version) > int(known_version):
+        raise BadInput(f"{path}: has {kind}/{version}; this edgekit reads up to {schema}. Install a newer edgekit")
+    return document
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

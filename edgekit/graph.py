@@ -1,0 +1,257 @@
+"""A read-only view of a network: the operations of one forward pass, their shapes and what they cost.
+
+The module runs once on meta tensors (shapes without data, so even large networks take a moment) while a dispatch mode
+records every ATen operation. Whatever PyTorch can run can be read, functional code included; code that looks at the
+data cannot be, and is named.
+
+Counting convention. MACs: multiply-accumulates of convolutions, linear layers and matrix products, batch 1; a bias adds
+none; norms, activations, pooling, element-wise arithmetic and data movement count as zero (`FREE`). Parameters: every
+trainable tensor once, batch norm's affine pair included. CIO: convolution input/output in elements (see `Op.cio`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edgekit.errors import BadInput
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A tensor in the graph: its place in the order of creation, and its parameter name if it is one."""
+
+    index: int
+    shape: Shape
+    param: str | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One ATen operation: `layer` is the path of the module that ran it, `args` hold Values in place of tensors."""
+
+    layer: str
+    kind: str
+    func: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    outputs: tuple[Value, ...]
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The tensors it reads, parameters excepted."""
+        return [value for value in values_in((self.args, self.kwargs)) if value.param is None]
+
+    @property
+    def params(self) -> list[Value]:
+        return [value for value in values_in((self.args, self.kwargs)) if value.param is not None]
+
+    @property
+    def is_conv(self) -> bool:
+        return self.kind == "convolution"
+
+    @property
+    def groups(self) -> int:
+        return self.args[8] if self.is_conv else 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates at batch 1; 0 by convention for what is neither a convolution nor a product."""
+        if self.is_conv:
+            x, weight, transposed = self.args[0], self.args[1], self.args[6]
+            return (x.size if transposed else self.outputs[0].size) * math.prod(weight.shape[1:])
+        if self.kind in PRODUCTS:
+            return self.outputs[0].size * PRODUCTS[self.kind](self.args)
+        return 0
+
+    @property
+    def is_downsampling_depthwise(self) -> bool:
+        """A depthwise convolution of stride above 1, which HarDNet's table counts as pooling."""
+        return self.is_conv and self.groups > 1 and self.groups == self.args[0].shape[1] and max(self.args[3]) > 1
+
+    @property
+    def cio(self) -> int:
+        """Convolution input/output: input plus output elements (Chao et al., 2019, arXiv 1909.00948, eq. 1)."""
+        return self.args[0].size + self.outputs[0].size if self.is_conv else 0
+
+    @property
+    def counted(self) -> bool:
+        return self.is_conv or self.kind in PRODUCTS or self.kind in FREE
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The operations of one forward pass at batch 1, in order."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    params: int
+
+    @property
+    def macs(self) -> int:
+        return sum(op.macs for op in self.ops)
+
+    @property
+    def cio(self) -> int:
+        return sum(op.cio for op in self.ops)
+
+    @property
+    def cio_paper(self) -> int:
+        """CIO by HarDNet's table, which leaves out down-sampling depthwise convolutions."""
+        return sum(op.cio for op in self.ops if not op.is_downsampling_depthwise)
+
+    @property
+    def uncounted(self) -> list[str]:
+        """What may cost MACs but is not in the total, as `kind (layer)`."""
+        return sorted({f"{op.kind} ({op.layer or 'top'})" for op in self.ops if not op.counted})
+
+    def cost(self) -> dict[str, int]:
+        return {"params": self.params, "macs": self.macs, "cio": self.cio, "cio_paper": self.cio_paper}
+
+
+# Reduction length of a matrix product, from its arguments.
+PRODUCTS = {
+    "addmm": lambda args: args[1].shape[-1],
+    "mm": lambda args: args[0].shape[-1],
+    "bmm": lambda args: args[0].shape[-1],
+    "baddbmm": lambda args: args[1].shape[-1],
+    "mv": lambda args: args[0].shape[-1],
+    "dot": lambda args: args[0].shape[-1],
+}
+
+POINTWISE = frozenset(
+    "relu relu_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ sigmoid sigmoid_ gelu elu "
+    "elu_ leaky_relu leaky_relu_ tanh tanh_ softplus mish clamp clamp_ clamp_min clamp_min_ clamp_max abs neg exp log "
+    "sqrt rsqrt reciprocal pow floor round sign erf log_sigmoid "
+    "add add_ sub sub_ mul mul_ div div_ maximum minimum where rsub _prelu_kernel "
+    "native_dropout dropout alias detach clone _to_copy contiguous lift_fresh copy_".split()
+)
+MOVEMENT = frozenset(
+    "view _unsafe_view reshape t transpose permute expand unsqueeze squeeze slice select split split_with_sizes chunk "
+    "unbind cat stack constant_pad_nd pixel_shuffle pixel_unshuffle flip roll narrow as_strided reflection_pad2d "
+    "replication_pad2d index_select repeat channel_shuffle native_channel_shuffle index movedim".split()
+)
+POOLING = frozenset(
+    "max_pool2d_with_indices avg_pool2d mean sum amax max _adaptive_avg_pool2d adaptive_max_pool2d "
+    "upsample_bilinear2d upsample_nearest2d upsample_bicubic2d _upsample_bilinear2d_aa".split()
+)
+NORMS = frozenset(
+    "_native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm _native_batch_norm_legit "
+    "native_layer_norm native_group_norm _softmax _log_softmax linalg_vector_norm var_mean var std".split()
+)
+CREATION = frozenset("arange zeros ones full scalar_tensor zeros_like ones_like full_like empty empty_like".split())
+COMPARISON = frozenset("eq ne lt le gt ge logical_and logical_or logical_not argmax topk".split())
+FREE = POINTWISE | MOVEMENT | POOLING | NORMS | CREATION | COMPARISON
+
+
+def trace(module: nn.Module, input_shape: Shape) -> Graph:
+    """The graph of `module` in evaluation mode.
+
+    Args:
+        input_shape: (C, H, W) of one input.
+
+    Raises:
+        BadInput: the module fails on that input, or its code depends on the values of tensors.
+    """
+    twin = copy.deepcopy(module).to("meta").eval()
+    recorder = _Recorder(twin)
+    x = torch.empty((1, *input_shape), device="meta")
+    source = recorder.value(x)
+    try:
+        with torch.no_grad(), recorder:
+            result = twin(x)
+    except Exception as error:
+        raise BadInput(_explain(error, recorder.path, input_shape)) from error
+    outputs = tuple(recorder.value(tensor) for tensor in tensors_in(result))
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return Graph(tuple(recorder.ops), (source,), outputs, params)
+
+
+def _explain(error: Exception, path: list[str], input_shape: Shape) -> str:
+    where = f"layer {path[-1]!r}" if path and path[-1] else "the network"
+    if "item()" in str(error) or "meta tensors" in str(error) or "data-dependent" in str(error).lower():
+        return f"{where} decides by the values of a tensor; such a network has no fixed graph ({error})"
+    size = "×".join(map(str, input_shape))
+    return f"{where} cannot run on an input of {size}: {str(error).splitlines()[0]}"
+
+
+class _Recorder(TorchDispatchMode):
+    """Records each ATen call with the module path it happened in."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.ops: list[Op] = []
+        self.path: list[str] = [""]
+        self._values: dict[int, Value] = {}
+        self._alive: list[torch.Tensor] = []  # keeps id() of every tensor unique
+        self._count = 0
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            self._remember(tensor, param=name)
+        for name, layer in module.named_modules():
+            layer.register_forward_pre_hook(lambda _m, _a, name=name: self.path.append(name))
+            layer.register_forward_hook(lambda _m, _a, _o: self.path.pop() and None)
+
+    def _remember(self, tensor: torch.Tensor, param: str | None = None) -> Value:
+        value = Value(self._count, tuple(tensor.shape), param)
+        self._count += 1
+        self._alive.append(tensor)
+        self._values[id(tensor)] = value
+        return value
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        return self._values.get(id(tensor)) or self._remember(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        seen = _swap(args, self.value), _swap(kwargs, self.value)
+        result = func(*args, **kwargs)
+        # An in-place operation returns its argument: from here on that tensor is a new value.
+        outputs = tuple(self._remember(tensor) for tensor in tensors_in(result))
+        self.ops.append(Op(self.path[-1], func.overloadpacket.__name__, func, seen[0], seen[1], outputs))
+        return result
+
+
+def _swap(item: Any, value: Any) -> Any:
+    if isinstance(item, torch.Tensor):
+        return value(item)
+    if isinstance(item, (list, tuple)):
+        return tuple(_swap(part, value) for part in item)
+    if isinstance(item, dict):
+        return {key: _swap(part, value) for key, part in item.items()}
+    return item
+
+
+def tensors_in(item: Any) -> Iterator[torch.Tensor]:
+    if isinstance(item, torch.Tensor):
+        yield item
+    elif isinstance(item, dict):
+        for part in item.values():
+            yield from tensors_in(part)
+    elif isinstance(item, (list, tuple)):
+        for part in item:
+            yield from tensors_in(part)
+
+
+def values_in(item: Any) -> Iterator[Value]:
+    if isinstance(item, Value):
+        yield item
+    elif isinstance(item, dict):
+        for part in item.values():
+            yield from values_in(part)
+    elif isinstance(item, (list, tuple)):
+        for part in item:
+            yield from values_in(part)

@@ -1,0 +1,202 @@
+"""Net = (source, edits, module): where a network comes from, what was changed, and the module that resulted.
+
+The invariant: `build(source, edits)` gives a module that loads `module.state_dict()` and computes bit-equal outputs,
+so a network is kept as JSON and safetensors and never as pickled code.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import parse_qsl
+
+from edgekit.cards import card, cards
+from edgekit.errors import BadInput, unknown
+from edgekit.files import file_sha256
+from edgekit.nets import ZOO
+from edgekit.schema import parse, to_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a base network comes from. `kind` "zoo" and "onnx" load for anyone; "factory" runs the user's code."""
+
+    kind: Literal["zoo", "factory", "onnx"]
+    name: str
+    args: dict[str, int | float | bool | str] = dataclasses.field(default_factory=dict)
+    sha256: str | None = None
+    weights: dict[str, str] | None = None
+
+
+class Edit(Protocol):
+    """One structural change, as data. `apply` changes the module it is given."""
+
+    def apply(self, module: nn.Module) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """A network: `build(source, edits)` has the structure of `module`. Passes return a new one."""
+
+    source: Source
+    edits: tuple[Edit, ...]
+    module: nn.Module
+
+    def clone(self) -> Net:
+        return dataclasses.replace(self, module=copy.deepcopy(self.module))
+
+    def edited(self, *edits: Edit) -> Net:
+        """A new Net with `edits` applied to a copy of the module and appended to the list."""
+        module = copy.deepcopy(self.module)
+        for edit in edits:
+            edit.apply(module)
+        return Net(self.source, (*self.edits, *edits), module)
+
+
+def parse_spec(spec: str) -> Source:
+    """The source that a MODEL argument names: a zoo name or card with arguments, or `package.module:factory`.
+
+    Raises:
+        BadInput: no such network; the known ones are listed and the nearest is named.
+    """
+    name, _, query = spec.partition("?")
+    args = {key: _literal(value) for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))}
+    if name.endswith(".onnx"):
+        return _onnx_source(Path(name))
+    if ":" in name:
+        return Source("factory", name, args, sha256=_factory_hash(name))
+    if name in cards():
+        entry = card(name)
+        weights = {"card": name, "sha256": entry["sha256"]} if "weights" in entry else None
+        return Source("zoo", entry.get("net", name), {**entry.get("args", {}), **args}, weights=weights)
+    if name in ZOO:
+        return Source("zoo", name, args)
+    raise unknown("model", name, {*ZOO, *cards()})
+
+
+def _literal(text: str) -> int | float | bool | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _onnx_source(path: Path) -> Source:
+    if not path.is_file():
+        raise BadInput(f"{path}: no such ONNX file")
+    return Source("onnx", path.name, sha256=file_sha256(path))
+
+
+def _factory_hash(name: str) -> str:
+    module_name = name.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise BadInput(f"{name}: there is no module {module_name!r} to import; write package.module:factory")
+    return file_sha256(Path(spec.origin))
+
+
+def build(source: Source, edits: Sequence[Edit] = (), trust: bool = False) -> nn.Module:
+    """A module of the structure that `source` and `edits` describe, with fresh weights.
+
+    Args:
+        trust: whether a source that runs the user's code may do so.
+
+    Raises:
+        BadInput: an unknown network, wrong arguments, or a source that needs `trust`.
+    """
+    module = _construct(source, trust)
+    for edit in edits:
+        edit.apply(module)
+    return module
+
+
+def _construct(source: Source, trust: bool) -> nn.Module:
+    if source.kind == "zoo":
+        if source.name not in ZOO:
+            raise unknown("model", source.name, ZOO)
+        return call_factory(ZOO[source.name], source.args, source.name)
+    if source.kind == "factory":
+        return _construct_factory(source, trust)
+    raise BadInput(f"{source.name}: an ONNX file has no torch module here; use a recipe without a [[pass]]")
+
+
+def _construct_factory(source: Source, trust: bool) -> nn.Module:
+    if not trust:
+        raise BadInput(f"{source.name}: would run that module's code. If you trust it, say so with --trust")
+    if source.sha256 != (found := _factory_hash(source.name)):
+        raise BadInput(f"{source.name}: its file has changed (SHA-256 {found[:12]}…, expected {str(source.sha256)[:12]}…)")
+    return call_factory(source.name, source.args, source.name)
+
+
+def call_factory(target: str, args: Mapping[str, Any], name: str) -> nn.Module:
+    """Call `package.module:function` with `args`, checked against its signature first."""
+    from torch import nn
+
+    module_name, _, attribute = target.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"{name}: cannot load {target!r} ({error})") from error
+    _check_arguments(factory, args, name)
+    module = factory(**args)
+    if not isinstance(module, nn.Module):
+        raise BadInput(f"{name}: {target!r} returned {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _check_arguments(factory: Any, args: Mapping[str, Any], name: str) -> None:
+    parameters = inspect.signature(factory).parameters
+    for key, value in args.items():
+        if key not in parameters:
+            raise unknown("argument", key, parameters, name)
+        kind = parameters[key].annotation
+        kind = {"int": int, "float": float, "bool": bool, "str": str}.get(kind, kind)
+        accepted = {float: (int, float), int: (int,), bool: (bool,), str: (str,)}.get(kind)
+        if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool)):
+            raise BadInput(f"{name}: {key} = {value!r} must be {kind.__name__}")
+
+
+def edits_to_json(edits: Sequence[Edit]) -> list[dict]:
+    from edgekit.edits import EDITS
+
+    names = {cls: name for name, cls in EDITS.items()}
+    return [{"edit": names[type(edit)], **to_json(edit)} for edit in edits]
+
+
+def edits_from_json(items: Sequence[Mapping[str, Any]], where: str) -> tuple[Edit, ...]:
+    """Raises BadInput for an edit this edgekit does not know or whose fields are wrong."""
+    from edgekit.edits import EDITS
+
+    edits: list[Edit] = []
+    for index, item in enumerate(items):
+        name = str(item.get("edit"))
+        if name not in EDITS:
+            raise unknown("edit", name, EDITS, f"{where}, edit {index}")
+        fields = {key: value for key, value in item.items() if key != "edit"}
+        edits.append(parse(EDITS[name], fields, f"{where}, edit {index} ({name})"))
+    return tuple(edits)
+
+
+def state_sha256(module: nn.Module) -> str:
+    """One hash over every name, shape and byte of the state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
