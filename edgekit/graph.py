@@ -203,7 +203,10 @@ class _Recorder(TorchDispatchMode):
             self._remember(tensor, param=name)
         for name, layer in module.named_modules():
             layer.register_forward_pre_hook(lambda _m, _a, name=name: self.path.append(name))
-            layer.register_forward_hook(lambda _m, _a, _o: self.path.pop() and None)
+            layer.register_forward_hook(self._leave)
+
+    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self.path.pop()  # and return None: what a hook returns replaces the module's output
 
     def _remember(self, tensor: torch.Tensor, param: str | None = None) -> Value:
         value = Value(self._count, tuple(tensor.shape), param)

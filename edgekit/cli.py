@@ -1,0 +1,256 @@
+"""The commands. No logic: each parses its arguments, calls one function and prints what came back."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit import __version__
+from edgekit.errors import EdgekitError
+from edgekit.progress import track
+
+PATH = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+trust_option = click.option("--trust", is_flag=True, help="Let the bundle's source run its own code.")
+threads_option = click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="Threads of one inference.")
+data_option = click.option("--data", "data", multiple=True, metavar="[ROLE=]DATA", help="digits, folder:, csv:, npz: or python:.")
+io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")
+
+
+class Commands(click.Group):
+    """Turns edgekit's errors into messages and exit codes: 2 bad input, 1 gate, 3 inconclusive, 70 internal, 130 Ctrl-C."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        try:
+            sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (KeyboardInterrupt, click.Abort):
+            say("interrupted")
+            sys.exit(130)
+        except EdgekitError as error:
+            say(f"error: {error}")
+            sys.exit(error.exit_code)
+        except Exception:
+            traceback.print_exc()
+            say("error: this is a fault of edgekit; please report it with the lines above")
+            sys.exit(70)
+
+
+def say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def emit(document: Any) -> None:
+    click.echo(json.dumps(document, indent=1))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="edgekit")
+def main() -> None:
+    """Make vision networks smaller and faster, export them, measure the file that ships, and gate it.
+
+    \b
+    edgekit compress mobilenet_v2_digits --recipe quickstart --data digits --out out/quickstart
+    """
+
+
+@main.command()
+@json_option
+def models(as_json: bool) -> None:
+    """List the zoo: name, parameters, MACs, CIO, published accuracy and its source.
+
+    \b
+    edgekit models --json
+    """
+    from edgekit import tables
+
+    listed = tables.model_rows()
+    emit({"schema": "edgekit/models/1", "models": listed}) if as_json else tables.show(tables.models_table(listed))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--input-size", type=click.IntRange(1), help="Height and width; default: the card's.")
+@json_option
+def inspect(model: str, input_size: int | None, as_json: bool) -> None:
+    """Show a network layer by layer: shapes, parameters, MACs, CIO, bytes.
+
+    \b
+    edgekit inspect "mobilenet_v2?width=0.5" --input-size 192
+    """
+    from edgekit import tables
+    from edgekit.inspection import inspect_model
+
+    found = inspect_model(model, input_size)
+    emit(found) if as_json else tables.show_inspection(found)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--recipe", required=True, help="Name of a shipped recipe, or path of a TOML file.")
+@click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help="digits, folder:, csv:, npz: or python:.")
+@click.option("--out", type=PATH, required=True, help="Folder of the new bundle.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="STEP.FIELD=VALUE", help="Override a field of the recipe.")
+@click.option("--resume", is_flag=True, help="Go on where a killed run stopped.")
+@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True, help="At an image that cannot be decoded.")
+@click.option("--runs", type=click.IntRange(8), default=50, show_default=True, help="Rounds of the latency measurement.")
+@threads_option
+@json_option
+def compress(
+    model: str, recipe: str, data: tuple[str, ...], out: Path, seed: int, overrides: tuple[str, ...],
+    resume: bool, on_error: str, runs: int, threads: int, as_json: bool,
+) -> int:  # fmt: skip
+    """Run a recipe on a model: passes, export, rewrites, bundle, profile and the recipe's gates.
+
+    \b
+    edgekit compress mobilenet_v2_digits --recipe quickstart --data digits --out out/quickstart
+    edgekit compress model.onnx --recipe int8 --data csv:labels.csv --out out/int8
+    """
+    from edgekit import run, tables
+
+    bundle = run.compress(
+        model, recipe, data, out, seed=seed, overrides=overrides, resume=resume, on_error=on_error,
+        runs=runs, threads=threads, track=track, log=say,
+    )  # fmt: skip
+    return tables.show_report(bundle, as_json)
+
+
+@main.command()
+@click.argument("source", metavar="BUNDLE_OR_ONNX", type=PATH)
+@click.option("--target", required=True, help="The target whose form the file takes.")
+@click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Default: the smallest the bundle has.")
+@click.option("--out", type=PATH, required=True)
+@data_option
+@io_option
+@trust_option
+def export(
+    source: Path, target: str, precision: str | None, out: Path, data: tuple[str, ...], io_file: Path | None, trust: bool
+) -> None:
+    """Write a bundle's network, or an ONNX file, in the form of a target.
+
+    \b
+    edgekit export out/quickstart --target onnxruntime --out model.onnx
+    """
+    from edgekit.deploy import export_file
+
+    say(export_file(source, target, precision, out, list(data), io_file, trust, track))
+
+
+@main.command()
+@click.argument("path", metavar="FILE_OR_BUNDLE", type=PATH)
+@click.option("--runs", type=click.IntRange(8), default=100, show_default=True)
+@threads_option
+@json_option
+def profile(path: Path, runs: int, threads: int, as_json: bool) -> None:
+    """Measure latency: all files of a bundle interleaved, with bootstrap intervals.
+
+    \b
+    edgekit profile out/quickstart --runs 200
+    """
+    from edgekit import tables
+    from edgekit.deploy import profile_path
+
+    found = profile_path(path, runs, threads, track)
+    emit(found) if as_json else tables.show_profile(found)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--gates", "gates_file", type=PATH, required=True, help="TOML of gates.")
+@click.option("--baseline", type=PATH, help="Bundle to compare with; default: the bundle's own uncompressed network.")
+@click.option("--junit", type=PATH, help="Write JUnit XML here.")
+@click.option("--markdown", type=PATH, help="Write Markdown here.")
+@json_option
+def gate(
+    bundle: Path, gates_file: Path, baseline: Path | None, junit: Path | None, markdown: Path | None, as_json: bool
+) -> int:
+    """Judge a bundle; exits 0 where all gates pass, 1 where one fails, 3 where one is inconclusive.
+
+    \b
+    edgekit gate out/quickstart --gates gates.toml --junit gates.xml
+    """
+    from edgekit import tables
+    from edgekit.deploy import gate_bundle
+    from edgekit.gate import exit_code
+
+    verdicts = gate_bundle(bundle, gates_file, baseline, junit, markdown)
+    tables.show_verdicts(verdicts, as_json)
+    return exit_code(verdicts)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--markdown", is_flag=True, help="Markdown on stdout.")
+@json_option
+def report(bundle: Path, markdown: bool, as_json: bool) -> None:
+    """Print the table of stages and the verdicts of a bundle.
+
+    \b
+    edgekit report out/quickstart --markdown
+    """
+    from edgekit import tables
+    from edgekit.bundle import open_bundle
+
+    tables.show_report(open_bundle(bundle), as_json, markdown)
+
+
+@main.command()
+@click.argument("path", metavar="BUNDLE_OR_ONNX", type=PATH)
+@json_option
+def verify(path: Path, as_json: bool) -> None:
+    """Check every hash of a bundle and run its golden vectors through the engine on this machine.
+
+    \b
+    edgekit verify out/quickstart
+    """
+    from edgekit import tables
+    from edgekit.verify import verify as check
+
+    found = check(path)
+    emit(found) if as_json else tables.show_verified(found)
+
+
+@main.command()
+@click.argument("file", type=PATH)
+@click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help="The role `test` is scored.")
+@click.option("--engine", default="onnxruntime", show_default=True)
+@io_option
+@json_option
+def evaluate(file: Path, data: tuple[str, ...], engine: str, io_file: Path | None, as_json: bool) -> None:
+    """Score a deployed file on the task's metrics.
+
+    \b
+    edgekit evaluate model.onnx --data test=csv:labels.csv --io io.toml
+    """
+    from edgekit import tables
+    from edgekit.deploy import evaluate_file
+
+    found = evaluate_file(file, list(data), engine, io_file, track)
+    emit(found) if as_json else tables.show_score(found)
+
+
+@main.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show versions, CPU features that matter, engines and extras, and how to get what is missing.
+
+    \b
+    edgekit doctor --json
+    """
+    from edgekit import tables
+    from edgekit.doctor import examine
+
+    found = examine()
+    emit(found) if as_json else tables.show_doctor(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What passes and rewrites may ask for. `run.py` fills these in; nothing here imports an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from edgekit.data import Data, Input, Output
+from edgekit.targets import Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekit.net import Net
+
+T = TypeVar("T")
+Track = Callable[[Iterable, str, int | None], Iterable]
+"""Shows progress: (items, label, total) -> the same items."""
+
+
+def no_progress(items: Iterable[T], _label: str, _total: int | None = None) -> Iterable[T]:
+    return items
+
+
+@dataclasses.dataclass(frozen=True)
+class PassContext:
+    """What a pass works with.
+
+    Attributes:
+        base: the network before the first pass, e.g. the teacher of a distillation.
+        cost: params, macs, cio of a network.
+        score: the task's metrics of a network on the calibration images.
+        keep: takes the latest good weights of a module in training.
+        log: takes one line about what was decided.
+    """
+
+    data: Data
+    input: Input
+    output: Output
+    seed: int
+    base: Net
+    cost: Callable[[Net], dict[str, int]]
+    score: Callable[[Net], dict[str, float]]
+    keep: Callable[[nn.Module], str]
+    log: Callable[[str], None]
+    track: Track = no_progress
+
+
+@dataclasses.dataclass(frozen=True)
+class RewriteContext:
+    """What a rewrite works with: the target's form, and calibration images where the recipe's data has them."""
+
+    target: Target
+    input: Input
+    output: Output
+    data: Data | None
+    seed: int
+    log: Callable[[str], None]
+    track: Track = no_progress
+
+    def calibration(self, images: int, batch_size: int = 1) -> Iterator[np.ndarray]:
+        """At most `images` preprocessed calibration images as float32 batches of (B, C, H, W), always the same ones.
+
+        Raises:
+            BadInput: the data has no calibration images.
+        """
+        from edgekit.errors import BadInput
+
+        if self.data is None:
+            raise BadInput("this recipe needs calibration images: give --data")
+        samples = self.data.role("calibrate").subset(images, self.seed)
+        for batch, _, _ in samples.batches(self.input, batch_size):
+            yield batch

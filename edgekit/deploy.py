@@ -1,0 +1,154 @@
+"""What the commands on finished files do: export, profile, gate and evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit import data as datasets, profile, report, run
+from edgekit.bundle import Bundle, load_net, open_bundle
+from edgekit.context import RewriteContext, Track, no_progress
+from edgekit.engines import engine
+from edgekit.errors import BadInput
+from edgekit.evaluate import evaluate
+from edgekit.export import export, finish, serialise
+from edgekit.files import write_bytes
+from edgekit.gate import Verdict
+from edgekit.onnx_file import read, read_io
+from edgekit.recipe import Recipe, from_tables, parse_gates, read_toml
+from edgekit.rewrites.fold import Fold
+from edgekit.targets import Target, target
+
+
+def export_file(
+    source: Path,
+    target_name: str,
+    precision: str | None,
+    out: Path,
+    specs: list[str],
+    io_file: Path | None,
+    trust: bool,
+    track: Track = no_progress,
+) -> str:
+    """Write `source` in the form of a target; returns one line that says what was written.
+
+    A bundle's own file is copied where it has one for that target; otherwise the recipe's rewrites are run again for
+    the target, which needs calibration images (`specs`) for int8.
+
+    Raises:
+        BadInput: unknown target, `out` exists, or calibration images are needed and not given.
+    """
+    wanted = target(target_name)
+    if out.exists():
+        raise BadInput(f"{out}: exists; give another --out")
+    if source.is_dir():
+        content, precision = _from_bundle(open_bundle(source), wanted, precision, specs, trust, track)
+    else:
+        content, precision = _from_onnx(source, wanted, precision, io_file), "fp32"
+    write_bytes(out, content)
+    return f"{out}: {precision} for {wanted.name}, {len(content):,} bytes"
+
+
+def _from_bundle(
+    bundle: Bundle, wanted: Target, precision: str | None, specs: list[str], trust: bool, track: Track
+) -> tuple[bytes, str]:
+    made = from_tables(bundle.manifest["recipe"]["tables"], bundle.manifest["recipe"]["name"], str(bundle.path))
+    precisions = ["fp32", *(step.run.precision for step in made.rewrites if step.run.precision)]
+    precision = precision or precisions[-1]
+    if precision not in precisions:
+        raise BadInput(f"{bundle.path}: its recipe makes {', '.join(precisions)}, not {precision}")
+    path = bundle.path / f"model.{wanted.name}.{precision}.onnx"
+    if path in bundle.models:
+        return path.read_bytes(), precision
+    data = datasets.load(specs) if specs else None
+    if precision != "fp32" and data is None:
+        raise BadInput(f"{precision} for {wanted.name} is made anew: give its calibration images with --data")
+    return serialise(_rebuilt(bundle, made, wanted, precision, data, trust, track)), precision
+
+
+def _rebuilt(
+    bundle: Bundle, made: Recipe, wanted: Target, precision: str, data: Any, trust: bool, track: Track
+) -> Any:
+    if bundle.manifest["source"]["kind"] == "onnx":
+        model = read(bundle.base)
+    else:
+        model = export(load_net(bundle, trust).module, made.input, made.output, wanted, made.export.batch).model
+    ctx = RewriteContext(wanted, made.input, made.output, data, bundle.manifest["seed"], lambda _line: None, track)
+    for step in made.rewrites:
+        if step.run.precision in (None, precision):
+            model = finish(step.run(model, ctx), wanted, made.input, made.output)
+    return model
+
+
+def _from_onnx(path: Path, wanted: Target, precision: str | None, io_file: Path | None) -> bytes:
+    if precision not in (None, "fp32"):
+        raise BadInput(f"{path}: to quantise a file, use `edgekit compress {path} --recipe int8`")
+    input, output = read_io(path, io_file)
+    ctx = RewriteContext(wanted, input, output, None, 0, lambda _line: None)
+    return serialise(finish(Fold()(read(path), ctx), wanted, input, output))
+
+
+def profile_path(path: Path, runs: int, threads: int, track: Track = no_progress) -> dict[str, Any]:
+    """Profile a file, or a bundle (the result is then kept in it).
+
+    Raises:
+        BadInput: neither a bundle nor a file that ONNX Runtime can load.
+    """
+    if path.is_dir():
+        bundle = open_bundle(path)
+        run.measure(bundle, runs, threads, track)
+        found = bundle.latest("profile")
+        assert found is not None
+        return found
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file or bundle")
+    rows = profile.time_files([path], "onnxruntime", runs, threads, track=track)
+    settings = {"engine": "onnxruntime", "engine_version": engine("onnxruntime").version(), "threads": threads, "batch": 1}
+    return {"schema": "edgekit/profile/1", "rows": rows, "settings": settings, "machine": profile.machine()}
+
+
+def gate_bundle(
+    path: Path, gates_file: Path, baseline: Path | None, junit: Path | None, markdown: Path | None
+) -> Sequence[Verdict]:
+    """Judge a bundle by a gates file, keep the result in the bundle and write the asked reports.
+
+    Raises:
+        BadInput: the gates file is empty or wrong, or a bundle cannot be read.
+    """
+    tables = read_toml(gates_file)
+    gates = parse_gates(tables.get("gates", tables), str(gates_file))
+    if not gates:
+        raise BadInput(f"{gates_file}: holds no gates; write for example size_bytes = {{ max_ratio = 0.25 }}")
+    bundle = open_bundle(path)
+    verdicts = run.judge(bundle, gates, open_bundle(baseline) if baseline else None)
+    bundle.add("gates", {"verdicts": report.verdicts_json(verdicts)})
+    if junit:
+        write_bytes(junit, report.junit(verdicts))
+    if markdown:
+        write_bytes(markdown, (report.verdicts_markdown(verdicts) + "\n").encode())
+    return verdicts
+
+
+def evaluate_file(
+    path: Path, specs: list[str], engine_name: str, io_file: Path | None, track: Track = no_progress
+) -> dict[str, Any]:
+    """Score a file on the role `test` of the data.
+
+    Raises:
+        BadInput: unknown engine, a file that does not describe its input, or data without test images.
+    """
+    input, output = read_io(path, io_file)
+    session = engine(engine_name).load(path)
+    samples = datasets.load(specs, progress=track).role("test")
+    score = evaluate(session.run, samples, input, output, progress=track)
+    return {
+        "schema": "edgekit/evaluation/1",
+        "file": path.name,
+        "engine": engine_name,
+        "metrics": score.metrics,
+        "n": score.n,
+        "skipped": score.skipped,
+    }
+
+

@@ -1,0 +1,64 @@
+"""What this machine has: versions, processor, engines and extras, and how to get what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from edgekit import __version__
+from edgekit.profile import cpu_flags, cpu_name
+
+CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "pillow")
+EXTRAS = {"scikit-learn": ("sklearn", "digits"), "tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx")}
+
+
+def examine() -> dict[str, Any]:
+    """Everything `edgekit doctor` prints, as one document."""
+    return {
+        "schema": "edgekit/doctor/1",
+        "edgekit": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": {"name": cpu_name(), "features": cpu_flags(), "int8": _int8_advice()},
+        "caches": _caches(),
+        "packages": {name: _version(name) for name in CORE},
+        "extras": {name: _extra(name, *where) for name, where in EXTRAS.items()},
+        "gpu": shutil.which("nvidia-smi") is not None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _extra(package: str, module: str, extra: str) -> dict[str, Any]:
+    present = importlib.util.find_spec(module) is not None
+    return {"version": _version(package) if present else None, "get": f"pip install 'edgekit[{extra}]'"}
+
+
+def _int8_advice() -> str:
+    flags = cpu_flags()
+    if "vnni" in flags or "dot product" in flags:
+        return "full-range int8 files are right and fast here"
+    if platform.machine() in ("x86_64", "AMD64"):
+        return "no VNNI: full-range int8 files saturate and are wrong here; use the target onnxruntime, not onnxruntime-vnni"
+    return "no dot product: int8 is right here, and may be no faster than float"
+
+
+def _caches() -> dict[str, str]:
+    from pathlib import Path
+
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        found[f"L{level} {kind.lower()}"] = size
+    return found

@@ -1,0 +1,85 @@
+"""What an ONNX file costs, by the conventions of `graph.py`, for files that never were a torch module."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from edgekit.errors import BadInput
+
+if TYPE_CHECKING:
+    import onnx
+
+Shape = tuple[int, ...]
+
+
+def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
+    """params, macs, cio and cio_paper of a float model at batch 1. Parameters are the elements of all initialisers that
+    convolutions, products and norms read.
+
+    Raises:
+        BadInput: shape inference leaves the shape of a convolution unknown.
+    """
+    shapes = _shapes(model)
+    weights = {init.name: tuple(init.dims) for init in model.graph.initializer}
+    cost = {"params": 0, "macs": 0, "cio": 0, "cio_paper": 0}
+    counted: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"):
+            continue
+        own = {name for name in node.input if name in weights} - counted
+        counted |= own
+        cost["params"] += sum(math.prod(weights[name]) for name in own)
+        if node.op_type == "BatchNormalization":
+            continue
+        x, y = (_known(shapes, name, node) for name in (node.input[0], node.output[0]))
+        cost["macs"] += _macs(node, x, y, shapes, weights)
+        if node.op_type.startswith("Conv"):
+            elements = math.prod(x) + math.prod(y)
+            cost["cio"] += elements
+            cost["cio_paper"] += 0 if _is_downsampling_depthwise(node, x) else elements
+    return cost
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes at batch 1, by ONNX's own inference; an unknown size elsewhere is -1."""
+    import onnx
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    return {
+        value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+        for value in values
+    }
+
+
+def _known(shapes: dict[str, Shape], name: str, node: onnx.NodeProto) -> Shape:
+    shape = shapes.get(name, (-1,))
+    if -1 in shape:
+        raise BadInput(f"{node.name or node.op_type}: the shape of {name!r} cannot be inferred; put `fold` first")
+    return shape
+
+
+def _macs(node: onnx.NodeProto, x: Shape, y: Shape, shapes: dict[str, Shape], weights: dict[str, Shape]) -> int:
+    weight = weights.get(node.input[1]) or _known(shapes, node.input[1], node)
+    if node.op_type == "Conv":
+        return math.prod(y) * math.prod(weight[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(x) * math.prod(weight[1:])
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return math.prod(y) * (x[0] if transposed else x[-1])
+
+
+def _is_downsampling_depthwise(node: onnx.NodeProto, x: Shape) -> bool:
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    groups = attributes["group"].i if "group" in attributes else 1
+    strides = list(attributes["strides"].ints) if "strides" in attributes else [1]
+    return groups > 1 and groups == x[1] and max(strides) > 1

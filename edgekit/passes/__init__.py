@@ -1,0 +1,8 @@
+"""torch-side passes, one idea a file. A pass is a frozen dataclass whose fields are its recipe parameters, callable as
+`(net, ctx) -> net`; it may not touch its input."""
+
+from edgekit.passes.distil import Distil
+from edgekit.passes.finetune import Finetune
+from edgekit.passes.prune import Prune
+
+PASSES = {"prune": Prune, "distil": Distil, "finetune": Finetune}

@@ -1,0 +1,123 @@
+"""Latency of files, measured so that it can be compared: all files in one run, interleaved in random order."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.context import Track, no_progress
+from edgekit.engines import engine
+
+
+def interval(samples: Sequence[float], seed: int = 0, level: float = 0.95) -> dict[str, float]:
+    """Median with a bootstrap percentile interval (1,000 resamples)."""
+    values = np.asarray(samples, np.float64)
+    resampled = np.random.default_rng(seed).choice(values, (1000, len(values)))
+    low, high = np.quantile(np.median(resampled, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "level": level, "n": len(values)}
+
+
+def ratio_interval(samples: Sequence[float], reference: Sequence[float], seed: int = 0, level: float = 0.95) -> dict[str, float]:
+    """Ratio of the medians of two interleaved series, with a bootstrap interval that resamples rounds as pairs."""
+    pairs = np.stack([np.asarray(samples, np.float64), np.asarray(reference, np.float64)])
+    picks = np.random.default_rng(seed).integers(0, pairs.shape[1], (1000, pairs.shape[1]))
+    medians = np.median(pairs[:, picks], axis=2)  # (2, 1000)
+    low, high = np.quantile(medians[0] / medians[1], [(1 - level) / 2, (1 + level) / 2])
+    point = np.median(pairs[0]) / np.median(pairs[1])
+    return {"median": float(point), "low": float(low), "high": float(high), "level": level, "n": pairs.shape[1]}
+
+
+def time_files(
+    files: Sequence[Path], engine_name: str, runs: int, threads: int, seed: int = 0, track: Track = no_progress
+) -> list[dict[str, Any]]:
+    """Time every file at batch 1.
+
+    Args:
+        runs: rounds; in each, every file runs once, in a random order.
+        threads: threads of one inference.
+
+    Returns:
+        A record per file: load_ms, first_ms, latency_ms and latency_ratio (interval, against the first file).
+    """
+    rng = np.random.default_rng(seed)
+    sessions, records = [], []
+    for file in files:
+        begin = time.perf_counter()
+        session = engine(engine_name).load(file, threads)
+        load_ms = (time.perf_counter() - begin) * 1e3
+        feed = rng.standard_normal((session.batch or 1, *session.shape), np.float32)
+        sessions.append((session, feed))
+        records.append({"file": file.name, "load_ms": load_ms, "first_ms": _run_ms(session, feed)})
+    for session, feed in sessions:
+        _warm_up(session, feed)
+    times: list[list[float]] = [[] for _ in files]
+    for _ in track(range(runs), "profiling", runs):
+        for index in rng.permutation(len(files)):
+            times[index].append(_run_ms(*sessions[index]))
+    for record, series in zip(records, times):
+        record["latency_ms"] = interval(series)
+        record["latency_ratio"] = ratio_interval(series, times[0])
+    return records
+
+
+def _run_ms(session: Any, feed: np.ndarray) -> float:
+    begin = time.perf_counter()
+    session.run(feed)
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _warm_up(session: Any, feed: np.ndarray, limit_s: float = 0.5) -> None:
+    """Run until the last three runs agree within 10 %, or the time is over."""
+    last: list[float] = []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < limit_s:
+        last = [*last, _run_ms(session, feed)][-3:]
+        if len(last) == 3 and max(last) < 1.1 * min(last):
+            return
+
+
+def machine() -> dict[str, Any]:
+    """What a latency depends on and a reader must know."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "flags": cpu_flags(),
+        "system": platform.system(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
+
+
+def cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+WANTED_FLAGS = {
+    "avx2": "avx2",
+    "avx512f": "avx512",
+    "avx512_vnni": "vnni",
+    "avx_vnni": "vnni",
+    "avx512_fp16": "fp16",
+    "asimddp": "dot product",
+    "asimdhp": "fp16",
+    "i8mm": "int8 matmul",
+}
+
+
+def cpu_flags() -> list[str]:
+    """The instruction sets that decide how fast, and on x86 how right, an int8 file is."""
+    found = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    return sorted({name for flag, name in WANTED_FLAGS.items() if flag in found})

@@ -1,0 +1,158 @@
+"""Recipes: TOML to objects. The only place where a name in a file becomes an object."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
+
+from edgekit.cards import package_data
+from edgekit.data import Input, Output
+from edgekit.errors import BadInput, unknown
+from edgekit.gate import Gate, check_names
+from edgekit.passes import PASSES
+from edgekit.rewrites import REWRITES
+from edgekit.schema import parse
+from edgekit.targets import target
+
+SECTIONS = ("input", "output", "pass", "rewrite", "export", "gates")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """[export]: the targets that files are made for, and the batch size of the files."""
+
+    targets: tuple[str, ...] = ("onnxruntime",)
+    batch: Literal["dynamic"] | Annotated[int, Gt(0)] = "dynamic"
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("name at least one target")
+        for name in self.targets:
+            target(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A pass or rewrite under the name it has in the recipe."""
+
+    name: str
+    run: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    name: str
+    tables: dict[str, Any]
+    input: Input
+    output: Output
+    passes: tuple[Step, ...]
+    rewrites: tuple[Step, ...]
+    export: Export
+    gates: dict[str, tuple[Gate, ...]]
+
+
+def known_recipes() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(package_data("recipes").glob("*.toml"))}
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name, or in that file, with `section.key=value` overrides applied.
+
+    Raises:
+        BadInput: no such recipe, or a key, type or value in it is wrong; the file, key and what is allowed are named.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if name_or_path not in known_recipes():
+            raise unknown("recipe", name_or_path, known_recipes())
+        path = known_recipes()[name_or_path]
+    tables = read_toml(path)
+    for override in overrides:
+        _override(tables, override)
+    return from_tables(tables, path.stem, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises BadInput where the file is missing or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def from_tables(tables: Mapping[str, Any], name: str, where: str) -> Recipe:
+    for section in tables:
+        if section not in SECTIONS:
+            raise unknown("section", section, SECTIONS, where)
+    if "input" not in tables:
+        raise BadInput(f"{where}: [input] is missing; it says how an image becomes the network's input")
+    return Recipe(
+        name=name,
+        tables=dict(tables),
+        input=parse(Input, tables["input"], f"{where} [input]"),
+        output=parse(Output, tables.get("output", {}), f"{where} [output]"),
+        passes=_steps(tables.get("pass", []), "pass", PASSES, where),
+        rewrites=_steps(tables.get("rewrite", []), "rewrite", REWRITES, where),
+        export=parse(Export, tables.get("export", {}), f"{where} [export]"),
+        gates=parse_gates(tables.get("gates", {}), f"{where} [gates]"),
+    )
+
+
+def _steps(items: Any, kind: str, registry: Mapping[str, Any], where: str) -> tuple[Step, ...]:
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise BadInput(f"{where}: write each {kind} as a table of its own, headed [[{kind}]]")
+    steps = []
+    for index, item in enumerate(items):
+        place = f"{where} [[{kind}]] {index + 1}"
+        if not isinstance(item.get("name"), str):
+            raise BadInput(f"{place}: name is missing; known: {', '.join(sorted(registry))}")
+        if item["name"] not in registry:
+            raise unknown(kind, item["name"], registry, place)
+        fields = {key: value for key, value in item.items() if key != "name"}
+        steps.append(Step(item["name"], parse(registry[item["name"]], fields, f"{place} ({item['name']})")))
+    return tuple(steps)
+
+
+def parse_gates(tables: Any, where: str) -> dict[str, tuple[Gate, ...]]:
+    """`metric = { … }` or `metric = [{ … }, { … }]` for several limits."""
+    check_names(tables, where)
+    gates = {}
+    for metric, value in tables.items():
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, dict) for item in items):
+            raise BadInput(f"{where}: {metric} = {value!r}; write for example {metric} = {{ max = 1.0 }}")
+        gates[metric] = tuple(parse(Gate, item, f"{where} {metric}") for item in items)
+    return gates
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    """`prune.budget.macs=0.5`: a pass, rewrite or section, a field, and a TOML value (or a bare string)."""
+    path, equals, text = override.partition("=")
+    owner, _, rest = path.partition(".")
+    if not equals or not rest:
+        raise BadInput(f"--set {override}: write section.field=value or pass.field=value")
+    steps = [*tables.get("pass", []), *tables.get("rewrite", [])]
+    named = [step for step in steps if step.get("name") == owner]
+    if len(named) > 1:
+        raise BadInput(f"--set {override}: the recipe has {len(named)} steps named {owner!r}; edit the file instead")
+    if not named and owner not in SECTIONS:
+        raise unknown("step or section", owner, [*(str(step.get("name")) for step in steps), *SECTIONS], "--set")
+    table = named[0] if named else tables.setdefault(owner, {})
+    *parents, field = rest.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+    table[field] = _toml_value(text)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

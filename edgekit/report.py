@@ -1,0 +1,139 @@
+"""The table of stages and the verdicts of gates, for a terminal, for Markdown and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.bundle import Bundle
+from edgekit.gate import Verdict
+from edgekit.schema import to_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = ("stage", "params", "MACs", "file", "CIO", "top-1 torch", "top-1 file", "latency ms [95 %]")
+
+
+def rows(bundle: Bundle) -> list[dict[str, Any]]:
+    """A record per stage: what `compress` measured, and the latency of the newest profile."""
+    profile = bundle.latest("profile") or {"rows": []}
+    timed = {row["file"]: row for row in profile["rows"]}
+    merged = []
+    for step in bundle.manifest["steps"]:
+        timing = {key: value for key, value in timed.get(step["file"], {}).items() if key != "file"}
+        merged.append({**step, **step["metrics"], **timing})
+    return merged
+
+
+def shipped(bundle: Bundle) -> list[dict[str, Any]]:
+    """The rows of the files that ship."""
+    names = {path.name for path in bundle.models}
+    return [row for row in rows(bundle) if row["file"] in names]
+
+
+def base_row(bundle: Bundle, same_run: bool = False) -> dict[str, Any]:
+    """The row that drops and ratios compare with: the uncompressed network."""
+    return {**next(row for row in rows(bundle) if row["file"] == bundle.base.name), "same_run": same_run}
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """One stage as short texts, in the order of COLUMNS."""
+    torch_metrics = row.get("metrics_torch") or {}
+    return (
+        row["stage"],
+        si(row["params"]),
+        si(row["macs"]),
+        si(row["size_bytes"]) + "B",
+        si(row["cio"]),
+        _percent(torch_metrics.get("top1")),
+        _percent(row.get("top1")),
+        latency(row.get("latency_ms")),
+    )
+
+
+def si(value: float | None) -> str:
+    """Three digits and a decimal prefix: 1234567 -> 1.23M."""
+    if value is None:
+        return "–"
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def latency(value: dict[str, float] | None) -> str:
+    return "–" if value is None else f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def table(bundle: Bundle) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for index, column in enumerate(COLUMNS):
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows(bundle):
+        made.add_row(*cells(row))
+    return made
+
+
+def verdict_line(verdict: Verdict) -> str:
+    mark = {"pass": "pass", "fail": "FAIL", "inconclusive": "????"}[verdict.outcome]
+    found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
+    spread = ""
+    if verdict.low is not None and verdict.low != verdict.high:
+        spread = f" [{verdict.low:.4g}, {verdict.high:.4g}]"
+    return f"{mark}  {verdict.metric} {verdict.rule} {verdict.limit:g}: {found}{spread}  {verdict.file}"
+
+
+def markdown(bundle: Bundle, verdicts: Sequence[Verdict] = ()) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows(bundle)]
+    return "\n".join([*lines, *(["", verdicts_markdown(verdicts)] if verdicts else [])]) + "\n"
+
+
+def verdicts_markdown(verdicts: Sequence[Verdict]) -> str:
+    lines = ["| outcome | metric | rule | limit | measured | file |", "|---|---|---|---|---|---|"]
+    for verdict in verdicts:
+        found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
+        line = [verdict.outcome, verdict.metric, verdict.rule, f"{verdict.limit:g}", found, verdict.file]
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def junit(verdicts: Sequence[Verdict]) -> bytes:
+    """JUnit XML: a test case per gate; an inconclusive one is an error, never a pass."""
+    from xml.etree import ElementTree
+
+    failed = sum(verdict.outcome == "fail" for verdict in verdicts)
+    undecided = sum(verdict.outcome == "inconclusive" for verdict in verdicts)
+    counts = {"tests": str(len(verdicts)), "failures": str(failed), "errors": str(undecided)}
+    suite = ElementTree.Element("testsuite", name="edgekit gate", **counts)
+    for verdict in verdicts:
+        name = f"{verdict.metric} {verdict.rule} {verdict.limit:g}"
+        case = ElementTree.SubElement(suite, "testcase", classname=verdict.file, name=name)
+        if verdict.outcome != "pass":
+            kind = "failure" if verdict.outcome == "fail" else "error"
+            ElementTree.SubElement(case, kind, message=verdict_line(verdict))
+    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+
+
+def document(bundle: Bundle) -> dict[str, Any]:
+    """The report as one JSON document."""
+    return {
+        "schema": "edgekit/report/1",
+        "bundle": str(Path(bundle.path).name),
+        "seal": bundle.seal,
+        "rows": rows(bundle),
+        "gates": (bundle.latest("gates") or {}).get("verdicts", []),
+    }
+
+
+def verdicts_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    return [to_json(verdict) for verdict in verdicts]

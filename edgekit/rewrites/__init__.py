@@ -1,0 +1,7 @@
+"""ONNX -> ONNX, applied in a recipe's order. A rewrite is a frozen dataclass `(model, ctx) -> model` that leaves its
+input alone; `precision` names the precision it brings the file to (None where it keeps it)."""
+
+from edgekit.rewrites.fold import Fold
+from edgekit.rewrites.int8 import Int8
+
+REWRITES = {"fold": Fold, "int8": Int8}

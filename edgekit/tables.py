@@ -1,0 +1,134 @@
+"""What the commands print: tables on stdout, at 80 columns too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekit import gate, report
+from edgekit.cards import card, cards
+from edgekit.report import latency, si
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgekit.bundle import Bundle
+
+
+def show(item: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(item)
+
+
+def make(*columns: str, title: str | None = None) -> Table:
+    """A plain table whose first column is text and whose other columns are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return made
+
+
+def model_rows() -> list[dict[str, Any]]:
+    """A record per variant of every card: its name as MODEL takes it, counts and published figures."""
+    rows = []
+    for name in cards():
+        for variant in card(name).get("variants", []):
+            query = "&".join(f"{key}={value}" for key, value in variant.get("args", {}).items())
+            counts = {key: variant.get(key) for key in ("params", "macs", "cio")}
+            published = variant.get("published", [])
+            rows.append({"name": f"{name}?{query}" if query else name, **counts, "published": published})
+    return rows
+
+
+def models_table(rows: Sequence[dict[str, Any]]) -> Table:
+    made = make("model", "params", "MACs", "CIO", "top-1", "source")
+    for row in rows:
+        top1 = next((item for item in row["published"] if item["metric"] == "top1"), None)
+        figures = (str(top1["value"]), top1["source"]) if top1 else ("–", "")
+        made.add_row(row["name"], si(row["params"]), si(row["macs"]), si(row["cio"]), *figures)
+    made.columns[-1].justify = "left"
+    return made
+
+
+def show_inspection(found: dict[str, Any]) -> None:
+    made = make("layer", "input", "output", "params", "MACs", "CIO", title=found["model"])
+    for row in found["layers"]:
+        shapes = ("×".join(map(str, row[side])) for side in ("input", "output"))
+        made.add_row(row["layer"] or row["op"], *shapes, si(row["params"]), si(row["macs"]), si(row["cio"]))
+    total = found["total"]
+    made.add_section()
+    made.add_row("total", "", "", si(total["params"]), si(total["macs"]), si(total["cio"]))
+    show(made)
+    if found["uncounted"]:
+        show(f"not counted: {', '.join(found['uncounted'])}")
+
+
+def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
+    """Print a bundle's table and the newest verdicts; returns the exit code of those."""
+    verdicts = [gate.Verdict(**item) for item in (bundle.latest("gates") or {}).get("verdicts", [])]
+    if as_json:
+        print(json.dumps(report.document(bundle), indent=1))
+    elif markdown:
+        print(report.markdown(bundle, verdicts), end="")
+    else:
+        show(report.table(bundle))
+        for verdict in verdicts:
+            print(report.verdict_line(verdict))
+        print(f"\nbundle: {bundle.path}")
+    return gate.exit_code(verdicts)
+
+
+def show_profile(found: dict[str, Any]) -> None:
+    made = make("file", "latency ms [95 %]", "ratio [95 %]", "load ms")
+    for row in found["rows"]:
+        made.add_row(row["file"], latency(row["latency_ms"]), latency(row["latency_ratio"]), f"{row['load_ms']:.0f}")
+    show(made)
+    settings, machine = found["settings"], found["machine"]
+    print(f"{machine['cpu']}, {settings['threads']} threads, {settings['engine']} {settings['engine_version']}")
+
+
+def show_verdicts(verdicts: Sequence[gate.Verdict], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"schema": "edgekit/gates/1", "verdicts": report.verdicts_json(verdicts)}, indent=1))
+        return
+    for verdict in verdicts:
+        print(report.verdict_line(verdict))
+
+
+def show_verified(found: dict[str, Any]) -> None:
+    made = make("file", "SQNR dB", "needed")
+    for row in found["rows"]:
+        made.add_row(row["file"], f"{row['sqnr_db']:.1f}", f"{row['needed_db']:.0f}")
+    show(made)
+    print("verified")
+
+
+def show_score(found: dict[str, Any]) -> None:
+    made = make("metric", "value", title=f"{found['file']} in {found['engine']}, {found['n']} samples")
+    for name, value in found["metrics"].items():
+        made.add_row(name, f"{value:.2f}")
+    show(made)
+    if found["skipped"]:
+        print(f"{found['skipped']} images could not be decoded and were left out")
+
+
+def show_doctor(found: dict[str, Any]) -> None:
+    made = make("what", "found")
+    made.columns[-1].justify = "left"
+    made.add_row("edgekit", found["edgekit"])
+    made.add_row("python", found["python"])
+    made.add_row("system", found["system"])
+    made.add_row("cpu", f"{found['cpu']['name']} ({', '.join(found['cpu']['features']) or 'no special features'})")
+    made.add_row("int8 here", found["cpu"]["int8"])
+    made.add_row("caches", ", ".join(f"{name} {size}" for name, size in found["caches"].items()) or "unknown")
+    for name, number in found["packages"].items():
+        made.add_row(name, number or "missing")
+    for name, extra in found["extras"].items():
+        made.add_row(name, extra["version"] or f"not installed; {extra['get']}")
+    made.add_row("gpu", "yes" if found["gpu"] else "none found")
+    show(made)

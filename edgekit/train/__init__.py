@@ -1,0 +1,1 @@
+"""The training loop and losses that every pass which trains goes through."""
