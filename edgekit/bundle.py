@@ -1,7 +1,7 @@
 """The write-once folder of one compression: `manifest.json` seals every file that stands beside it.
 
-What varies from run to run (times, host) stands under `manifest.runs`, outside equality. Later results are new files under
-`profile/`, `gates/` and `report/`, each naming the seal; nothing is ever rewritten.
+What varies from run to run (times, host) stands under `manifest.runs`, outside equality. Later results are new files
+under `profile/`, `gates/` and `report/`, each naming the seal; nothing is ever rewritten.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def seal_of(manifest: dict[str, Any]) -> str:
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    return {name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)}
+    return {
+        name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)
+    }
 
 
 def open_bundle(path: Path | str, check: bool = True) -> Bundle:
@@ -94,7 +96,9 @@ def open_bundle(path: Path | str, check: bool = True) -> Bundle:
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
-        state = "an unfinished bundle (run the same command with --resume)" if (path / ".work").is_dir() else "no bundle"
+        state = (
+            "an unfinished bundle (run the same command with --resume)" if (path / ".work").is_dir() else "no bundle"
+        )
         raise BadInput(f"{path}: is {state}; {MANIFEST} is missing")
     bundle = Bundle(path, read_json(path / MANIFEST, SCHEMA))
     missing = [key for key in ("source", "edits", "files", "steps", "input", "output") if key not in bundle.manifest]

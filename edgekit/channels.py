@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekit.graph import MOVEMENT, POINTWISE, Graph, Op, Value, values_in
+from edgekit.graph import CREATION, MOVEMENT, POINTWISE, Graph, Op, Value, values_in
 
 Axis = tuple[str, int]
 """A parameter axis: (parameter name, dimension)."""
@@ -155,7 +155,7 @@ class _Labeller:
 
     def _move(self, op: Op) -> None:
         """Run the operation itself on the labels, each spread to its value's full shape."""
-        inputs = [value for value in values_in((op.args, op.kwargs))]
+        inputs = list(values_in((op.args, op.kwargs)))
         if any(value.param and len(value.shape) > 1 for value in inputs):
             return  # a weight that is transposed or reshaped on its way to a product: its rule looks through
         padded = op.kind == "constant_pad_nd"
@@ -294,19 +294,18 @@ def _ignore(_labeller: _Labeller, _op: Op) -> None:
 
 
 Rule = Callable[[_Labeller, Op], None]
+BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
+POOLS = (
+    "max_pool2d_with_indices avg_pool2d mean sum amax _adaptive_avg_pool2d adaptive_max_pool2d "
+    "upsample_bilinear2d upsample_nearest2d upsample_bicubic2d"
+).split()
 RULES: dict[str, Rule] = {
     "convolution": _convolution,
     "addmm": _linear,
     "mm": _linear,
-    **{name: _batch_norm for name in ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")},
-    **{
-        name: _keep_channels
-        for name in (
-            "max_pool2d_with_indices avg_pool2d mean sum amax _adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d "
-            "upsample_nearest2d upsample_bicubic2d"
-        ).split()
-    },
-    **{name: _ignore for name in ("empty", "arange", "zeros", "ones", "full", "scalar_tensor")},
+    **dict.fromkeys(BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(POOLS, _keep_channels),
+    **dict.fromkeys(CREATION, _ignore),
 }
 
 

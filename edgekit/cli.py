@@ -17,15 +17,19 @@ from edgekit.progress import track
 PATH = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 trust_option = click.option("--trust", is_flag=True, help="Let the bundle's source run its own code.")
-threads_option = click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="Threads of one inference.")
-data_option = click.option("--data", "data", multiple=True, metavar="[ROLE=]DATA", help="digits, folder:, csv:, npz: or python:.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(0), default=1, show_default=True, help="Threads of one inference."
+)
+data_option = click.option(
+    "--data", "data", multiple=True, metavar="[ROLE=]DATA", help="digits, folder:, csv:, npz: or python:."
+)
 io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")
 
 
 class Commands(click.Group):
-    """Turns edgekit's errors into messages and exit codes: 2 bad input, 1 gate, 3 inconclusive, 70 internal, 130 Ctrl-C."""
+    """Errors become messages and exit codes: 2 bad input, 1 gate, 3 inconclusive, 70 internal, 130 Ctrl-C."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
         except click.ClickException as error:
@@ -95,13 +99,28 @@ def inspect(model: str, input_size: int | None, as_json: bool) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--recipe", required=True, help="Name of a shipped recipe, or path of a TOML file.")
-@click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help="digits, folder:, csv:, npz: or python:.")
+@click.option(
+    "--data",
+    "data",
+    multiple=True,
+    required=True,
+    metavar="[ROLE=]DATA",
+    help="digits, folder:, csv:, npz: or python:.",
+)
 @click.option("--out", type=PATH, required=True, help="Folder of the new bundle.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="STEP.FIELD=VALUE", help="Override a field of the recipe.")
 @click.option("--resume", is_flag=True, help="Go on where a killed run stopped.")
-@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True, help="At an image that cannot be decoded.")
-@click.option("--runs", type=click.IntRange(8), default=50, show_default=True, help="Rounds of the latency measurement.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="At an image that cannot be decoded.",
+)
+@click.option(
+    "--runs", type=click.IntRange(8), default=50, show_default=True, help="Rounds of the latency measurement."
+)
 @threads_option
 @json_option
 def compress(
@@ -132,7 +151,13 @@ def compress(
 @io_option
 @trust_option
 def export(
-    source: Path, target: str, precision: str | None, out: Path, data: tuple[str, ...], io_file: Path | None, trust: bool
+    source: Path,
+    target: str,
+    precision: str | None,
+    out: Path,
+    data: tuple[str, ...],
+    io_file: Path | None,
+    trust: bool,
 ) -> None:
     """Write a bundle's network, or an ONNX file, in the form of a target.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit import data as datasets, profile, report, run
+from edgekit import data as datasets
+from edgekit import profile, report, run
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
 from edgekit.engines import engine
@@ -67,9 +68,7 @@ def _from_bundle(
     return serialise(_rebuilt(bundle, made, wanted, precision, data, trust, track)), precision
 
 
-def _rebuilt(
-    bundle: Bundle, made: Recipe, wanted: Target, precision: str, data: Any, trust: bool, track: Track
-) -> Any:
+def _rebuilt(bundle: Bundle, made: Recipe, wanted: Target, precision: str, data: Any, trust: bool, track: Track) -> Any:
     if bundle.manifest["source"]["kind"] == "onnx":
         model = read(bundle.base)
     else:
@@ -104,7 +103,12 @@ def profile_path(path: Path, runs: int, threads: int, track: Track = no_progress
     if not path.is_file():
         raise BadInput(f"{path}: no such file or bundle")
     rows = profile.time_files([path], "onnxruntime", runs, threads, track=track)
-    settings = {"engine": "onnxruntime", "engine_version": engine("onnxruntime").version(), "threads": threads, "batch": 1}
+    settings = {
+        "engine": "onnxruntime",
+        "engine_version": engine("onnxruntime").version(),
+        "threads": threads,
+        "batch": 1,
+    }
     return {"schema": "edgekit/profile/1", "rows": rows, "settings": settings, "machine": profile.machine()}
 
 
@@ -150,5 +154,3 @@ def evaluate_file(
         "n": score.n,
         "skipped": score.skipped,
     }
-
-

@@ -12,7 +12,11 @@ from edgekit import __version__
 from edgekit.profile import cpu_flags, cpu_name
 
 CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "pillow")
-EXTRAS = {"scikit-learn": ("sklearn", "digits"), "tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx")}
+EXTRAS = {
+    "scikit-learn": ("sklearn", "digits"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
+}
 
 
 def examine() -> dict[str, Any]:
@@ -47,7 +51,7 @@ def _int8_advice() -> str:
     if "vnni" in flags or "dot product" in flags:
         return "full-range int8 files are right and fast here"
     if platform.machine() in ("x86_64", "AMD64"):
-        return "no VNNI: full-range int8 files saturate and are wrong here; use the target onnxruntime, not onnxruntime-vnni"
+        return "no VNNI: full-range int8 files are wrong here; use the target onnxruntime, not onnxruntime-vnni"
     return "no dot product: int8 is right here, and may be no faster than float"
 
 

@@ -28,7 +28,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadInput(f"{path}: the disk is full; nothing was written there. Free some space and run again") from error
+            raise BadInput(
+                f"{path}: the disk is full; nothing was written there. Free some space and run again"
+            ) from error
         raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from error
 
 

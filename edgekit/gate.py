@@ -10,16 +10,14 @@ metric that was not measured fails. test = "point" compares the measured value i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from edgekit.errors import BadInput, unknown
 
-METRICS = (
-    "params macs cio cio_paper size_bytes load_ms latency_ms top1 top5 miou map parity_db int8_convs".split()
-)
+METRICS = "params macs cio cio_paper size_bytes load_ms latency_ms top1 top5 miou map parity_db int8_convs".split()
 LIMITS = ("max", "min", "max_drop", "max_ratio")
 
 
@@ -65,7 +63,7 @@ def check_names(gates: dict[str, Any], where: str) -> None:
 
 
 def judge(
-    gates: dict[str, Sequence[Gate]], rows: Sequence[dict[str, Any]], baseline: dict[str, Any] | None
+    gates: Mapping[str, Sequence[Gate]], rows: Sequence[dict[str, Any]], baseline: dict[str, Any] | None
 ) -> list[Verdict]:
     """Judge every gate on every shipped file it names.
 
@@ -78,7 +76,7 @@ def judge(
         for gate in wanted:
             chosen = [row for row in rows if _applies(gate, row)]
             if not chosen:
-                verdicts += [_missing(metric, gate, "-", "no file of that target and precision") for _ in range(1)]
+                verdicts.append(_missing(metric, gate, "-", "no file of that target and precision"))
             for row in chosen:
                 verdicts += _judge(metric, gate, row, baseline)
     return verdicts

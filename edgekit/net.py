@@ -140,7 +140,9 @@ def _construct_factory(source: Source, trust: bool) -> nn.Module:
     if not trust:
         raise BadInput(f"{source.name}: would run that module's code. If you trust it, say so with --trust")
     if source.sha256 != (found := _factory_hash(source.name)):
-        raise BadInput(f"{source.name}: its file has changed (SHA-256 {found[:12]}…, expected {str(source.sha256)[:12]}…)")
+        raise BadInput(
+            f"{source.name}: its file has changed (SHA-256 {found[:12]}…, expected {str(source.sha256)[:12]}…)"
+        )
     return call_factory(source.name, source.args, source.name)
 
 
@@ -175,7 +177,7 @@ def _check_arguments(factory: Any, args: Mapping[str, Any], name: str) -> None:
 def edits_to_json(edits: Sequence[Edit]) -> list[dict]:
     from edgekit.edits import EDITS
 
-    names = {cls: name for name, cls in EDITS.items()}
+    names: dict[type, str] = {cls: name for name, cls in EDITS.items()}
     return [{"edit": names[type(edit)], **to_json(edit)} for edit in edits]
 
 

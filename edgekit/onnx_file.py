@@ -34,7 +34,9 @@ def read(path: Path) -> onnx.ModelProto:
             raise BadInput(f"{path}: keeps {outside[0]!r} in another file; save it as one file first")
         foreign = next((node for node in model.graph.node if node.domain not in DOMAINS), None)
         if foreign is not None:
-            raise BadInput(f"{path}: {foreign.name or foreign.op_type} is of the domain {foreign.domain!r}; none can run it")
+            raise BadInput(
+                f"{path}: {foreign.name or foreign.op_type} is of the domain {foreign.domain!r}; none can run it"
+            )
         onnx.checker.check_model(model)
     except BadInput:
         raise

@@ -20,10 +20,18 @@ def interval(samples: Sequence[float], seed: int = 0, level: float = 0.95) -> di
     values = np.asarray(samples, np.float64)
     resampled = np.random.default_rng(seed).choice(values, (1000, len(values)))
     low, high = np.quantile(np.median(resampled, axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "level": level, "n": len(values)}
+    return {
+        "median": float(np.median(values)),
+        "low": float(low),
+        "high": float(high),
+        "level": level,
+        "n": len(values),
+    }
 
 
-def ratio_interval(samples: Sequence[float], reference: Sequence[float], seed: int = 0, level: float = 0.95) -> dict[str, float]:
+def ratio_interval(
+    samples: Sequence[float], reference: Sequence[float], seed: int = 0, level: float = 0.95
+) -> dict[str, float]:
     """Ratio of the medians of two interleaved series, with a bootstrap interval that resamples rounds as pairs."""
     pairs = np.stack([np.asarray(samples, np.float64), np.asarray(reference, np.float64)])
     picks = np.random.default_rng(seed).integers(0, pairs.shape[1], (1000, pairs.shape[1]))

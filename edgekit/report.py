@@ -114,7 +114,7 @@ def junit(verdicts: Sequence[Verdict]) -> bytes:
     failed = sum(verdict.outcome == "fail" for verdict in verdicts)
     undecided = sum(verdict.outcome == "inconclusive" for verdict in verdicts)
     counts = {"tests": str(len(verdicts)), "failures": str(failed), "errors": str(undecided)}
-    suite = ElementTree.Element("testsuite", name="edgekit gate", **counts)
+    suite = ElementTree.Element("testsuite", {"name": "edgekit gate", **counts})
     for verdict in verdicts:
         name = f"{verdict.metric} {verdict.rule} {verdict.limit:g}"
         case = ElementTree.SubElement(suite, "testcase", classname=verdict.file, name=name)

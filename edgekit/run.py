@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit import __version__, bundle as bundles, data as datasets, gate, profile, recipe as recipes, report
+from edgekit import __version__, gate, profile, report
+from edgekit import bundle as bundles
+from edgekit import data as datasets
+from edgekit import recipe as recipes
 from edgekit.bundle import GOLDEN, MANIFEST, WEIGHTS, Bundle
 from edgekit.cards import card, package_data
 from edgekit.context import PassContext, RewriteContext, Track, no_progress
-from edgekit.data import Data
+from edgekit.data import Data, OnError
 from edgekit.engines import engine
 from edgekit.errors import BadInput, NothingChanged, ParityError
 from edgekit.evaluate import Score, evaluate
@@ -56,7 +58,7 @@ def compress(
     trust: bool = False,
     runs: int = 50,
     threads: int = 1,
-    on_error: str = "stop",
+    on_error: OnError = "stop",
     track: Track = no_progress,
     log: Callable[[str], None] = lambda _line: None,
 ) -> Bundle:
@@ -72,7 +74,9 @@ def compress(
     Raises:
         EdgekitError: everything a user can mend; `out` is then resumable or untouched, never half a bundle.
     """
-    job = _Job(model, recipe, [data] if isinstance(data, str) else list(data), Path(out), seed, overrides, trust, on_error)
+    job = _Job(
+        model, recipe, [data] if isinstance(data, str) else list(data), Path(out), seed, overrides, trust, on_error
+    )
     job.track, job.log = track, log
     job.prepare(resume)
     if not (job.out / MANIFEST).is_file():
@@ -90,11 +94,18 @@ def measure(bundle: Bundle, runs: int, threads: int, track: Track = no_progress,
     """Profile the base and every shipped file of a bundle (and `extra` files) in one interleaved run."""
     files = [bundle.base, *extra, *bundle.models]
     rows = profile.time_files(files, "onnxruntime", runs, threads, track=track)
-    settings = {"engine": "onnxruntime", "engine_version": engine("onnxruntime").version(), "threads": threads, "batch": 1}
+    settings = {
+        "engine": "onnxruntime",
+        "engine_version": engine("onnxruntime").version(),
+        "threads": threads,
+        "batch": 1,
+    }
     return bundle.add("profile", {"rows": rows, "settings": settings, "machine": profile.machine()})
 
 
-def judge(bundle: Bundle, gates: dict[str, tuple[gate.Gate, ...]], baseline: Bundle | None = None) -> list[gate.Verdict]:
+def judge(
+    bundle: Bundle, gates: Mapping[str, Sequence[gate.Gate]], baseline: Bundle | None = None
+) -> list[gate.Verdict]:
     """Judge gates on what a bundle measured, against another bundle or its own uncompressed network."""
     if baseline is None:
         return gate.judge(gates, report.shipped(bundle), report.base_row(bundle, same_run=True))
@@ -125,7 +136,7 @@ class _Job:
     seed: int
     overrides: Sequence[str]
     trust: bool
-    on_error: str
+    on_error: OnError
 
     recipe: Recipe = dataclasses.field(init=False)
     source: Source = dataclasses.field(init=False)
@@ -151,13 +162,17 @@ class _Job:
         if self.source.kind == "factory":
             self.trust = True  # named on the command line by the user, who thereby runs it
         if self.source.kind == "onnx" and self.recipe.passes:
-            raise BadInput(f"{self.model}: passes work on torch modules; this recipe has [[pass]] tables, the model is ONNX")
+            raise BadInput(
+                f"{self.model}: passes work on torch modules; this recipe has [[pass]] tables, the model is ONNX"
+            )
         self.data = datasets.load(self.specs, on_error=self.on_error, progress=self.track)
         self._check_classes()
         request = sha256(canonical(self._request()))
         if resume and (self.work / "request.json").is_file():
             if read_json(self.work / "request.json", "edgekit/request/1")["sha256"] != request:
-                raise BadInput(f"{self.out}: was started with another model, recipe, data, seed or version; give another --out")
+                raise BadInput(
+                    f"{self.out}: was started with another model, recipe, data, seed or version; give another --out"
+                )
             return
         bundles.new_folder(self.out)
         self.work.mkdir()
@@ -276,22 +291,22 @@ class _Job:
         model = exported.model
         for step in self.recipe.rewrites:
             if step.run.precision is None:
-                model = finish(step.run(model, self._rewrite_context(wanted)), wanted, self.recipe.input, self.recipe.output)
+                model = finish(
+                    step.run(model, self._rewrite_context(wanted)), wanted, self.recipe.input, self.recipe.output
+                )
         session = engine(wanted.engine).load(serialise(model))
         for size in (1, 4):
             probe = self._probe(size)
             found = sqnr_db(torch_predict(net.module)(probe), session.run(probe))
             if found < PARITY_DB:
                 raise ParityError(
-                    f"the exported file differs from PyTorch: {found:.1f} dB at batch {size}, at least {PARITY_DB:.0f} is "
-                    f"asked; nothing was written"
+                    f"the exported file differs from PyTorch: {found:.1f} dB at batch {size}, needed {PARITY_DB:.0f}; "
+                    f"nothing was written"
                 )
         return model
 
     def _rewrite_context(self, wanted: Target) -> RewriteContext:
-        return RewriteContext(
-            wanted, self.recipe.input, self.recipe.output, self.data, self.seed, self.log, self.track
-        )
+        return RewriteContext(wanted, self.recipe.input, self.recipe.output, self.data, self.seed, self.log, self.track)
 
     def _probe(self, size: int) -> np.ndarray:
         samples = self.data.role("test").subset(size, self.seed)
@@ -354,7 +369,12 @@ class _Job:
         return names
 
     def _float_file(
-        self, source: Callable[[Target], onnx.ModelProto], wanted: Target, name: str, net: Net | None, cost: dict[str, int]
+        self,
+        source: Callable[[Target], onnx.ModelProto],
+        wanted: Target,
+        name: str,
+        net: Net | None,
+        cost: dict[str, int],
     ) -> onnx.ModelProto:
         import onnx
 
@@ -367,14 +387,22 @@ class _Job:
         self.steps.append(self._row(f"export {wanted.name}", path, wanted, "fp32", cost, metrics))
         return model
 
-    def _rewrite(self, step: recipes.Step, model: onnx.ModelProto, wanted: Target, cost: dict[str, int]) -> onnx.ModelProto:
+    def _rewrite(
+        self, step: recipes.Step, model: onnx.ModelProto, wanted: Target, cost: dict[str, int]
+    ) -> onnx.ModelProto:
         _seed(self.seed)
         result = finish(step.run(model, self._rewrite_context(wanted)), wanted, self.recipe.input, self.recipe.output)
         precision = step.run.precision
         path = self.out / f"model.{wanted.name}.{precision}.onnx"
         write_bytes(path, serialise(result))
-        row = self._row(step.name if len(self.recipe.export.targets) == 1 else f"{step.name} {wanted.name}",
-                        path, wanted, precision, cost, None)
+        row = self._row(
+            step.name if len(self.recipe.export.targets) == 1 else f"{step.name} {wanted.name}",
+            path,
+            wanted,
+            precision,
+            cost,
+            None,
+        )
         probe = self._probe(8)
         runtime = engine(wanted.engine)
         row["parity_db"] = sqnr_db(runtime.load(serialise(model)).run(probe), runtime.load(path).run(probe))

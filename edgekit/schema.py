@@ -18,7 +18,7 @@ def parse(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """An instance of the dataclass `cls` from `table`.
 
     Raises:
-        BadInput: a name, type or value is wrong; the message holds `where`, the key, what was found and what is allowed.
+        BadInput: a name, type or value is wrong; the message holds `where`, the key, what was found and what may stand.
     """
     fields = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     for key in table:

@@ -1,6 +1,7 @@
 """Structured pruning: remove whole channels, and everything tied to them, until a budget is met.
 
-Importance of channel i of a group is its L2 magnitude over all tied weights (Fang et al., DepGraph, 2023, arXiv 2301.12900):
+Importance of channel i of a group is its L2 magnitude over all tied weights (Fang et al., DepGraph, 2023, arXiv
+2301.12900):
 
     I_i = sqrt( sum over tied weight slices w of ||w_i||² )
 
@@ -95,7 +96,9 @@ class Prune:
 
     def _out_of_reach(self, net: Net, smallest: Net, ctx: PassContext) -> str:
         before, after = ctx.cost(net), ctx.cost(smallest)
-        reach = ", ".join(f"{metric} {after[metric] / before[metric]:.3f} (asked {share})" for metric, share in self.budget.items())
+        reach = ", ".join(
+            f"{metric} {after[metric] / before[metric]:.3f} (asked {share})" for metric, share in self.budget.items()
+        )
         return f"prune: the budget is out of reach; with {self.round_to} channels in every group it comes to {reach}"
 
 

@@ -4,8 +4,8 @@ Batch norm at inference is y = gamma (x − mu) / sqrt(var + eps) + beta per cha
 
     W' = W · s,   b' = (b − mu) · s + beta,   s = gamma / sqrt(var + eps)
 
-computed in float64. The convolution keeps its name and its weight's name. What remains is simplified by onnxsim. Never run after
-quantising: a simplifier folds DequantizeLinear and expands the weights again.
+computed in float64. The convolution keeps its name and its weight's name. What remains is simplified by onnxsim. Never
+run after quantising: a simplifier folds DequantizeLinear and expands the weights again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Fold:
 
     precision: ClassVar[str | None] = None
 
-    def __call__(self, model: onnx.ModelProto, ctx: RewriteContext) -> onnx.ModelProto:
+    def __call__(self, model: onnx.ModelProto, _ctx: RewriteContext) -> onnx.ModelProto:
         """Raises BadInput where the graph is already quantised."""
         quantised = next((node for node in model.graph.node if node.op_type in QUANTISED), None)
         if quantised is not None:
@@ -76,7 +76,9 @@ def _foldable(
     return alone and known and all(len(readers[name]) == 1 for name in conv.input[1:] if name)
 
 
-def _fold(conv: onnx.NodeProto, norm: onnx.NodeProto, constants: dict[str, onnx.TensorProto], graph: onnx.GraphProto) -> None:
+def _fold(
+    conv: onnx.NodeProto, norm: onnx.NodeProto, constants: dict[str, onnx.TensorProto], graph: onnx.GraphProto
+) -> None:
     from onnx import numpy_helper
 
     def value(name: str) -> np.ndarray:

@@ -53,7 +53,8 @@ def fit(module: nn.Module, loss: Loss, schedule: Schedule, ctx: PassContext, lab
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_cosine(steps * schedule.epochs))
     kept = ctx.keep(module)
-    module.to(memory_format=torch.channels_last).train()  # depthwise layers train several times faster so on a CPU
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # several times faster on a CPU
+    module.train()
     batches = _batches(samples, schedule, ctx)
     for step, (images, labels) in enumerate(ctx.track(batches, label, steps * schedule.epochs)):
         value = loss(module(images), labels + ctx.output.class_offset, images)
@@ -68,7 +69,8 @@ def fit(module: nn.Module, loss: Loss, schedule: Schedule, ctx: PassContext, lab
         scheduler.step()
         if (step + 1) % steps == 0:
             kept = ctx.keep(module)
-    module.to(memory_format=torch.contiguous_format).eval()
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    module.eval()
 
 
 def warm_cosine(steps: int) -> Callable[[int], float]:
@@ -91,9 +93,7 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def _batches(
-    samples: Samples, schedule: Schedule, ctx: PassContext
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(samples: Samples, schedule: Schedule, ctx: PassContext) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Shuffled full batches, a new order each epoch from the seed."""
     rng = np.random.default_rng(ctx.seed)
     whole = len(samples) // schedule.batch * schedule.batch
