@@ -157,16 +157,34 @@ class _Labeller:
         """Run the operation itself on the labels, each spread to its value's full shape."""
         inputs = list(values_in((op.args, op.kwargs)))
         if any(value.param and len(value.shape) > 1 for value in inputs):
-            return  # a weight that is transposed or reshaped on its way to a product: its rule looks through
-        padded = op.kind == "constant_pad_nd"
-        full = {v.index: torch.from_numpy(np.ascontiguousarray(np.broadcast_to(self._of(v), v.shape))) for v in inputs}
-        args = _put(op.args, full)
-        results = op.func(*args[:2], 0) if padded else op.func(*args, **_put(op.kwargs, full))
+            return None  # a weight that is transposed or reshaped on its way to a product: its rule looks through
+        if op.kind == "constant_pad_nd":
+            return self._pad(op)
+        full = {value.index: self._full(value) for value in inputs}
+        results = op.func(*_put(op.args, full), **_put(op.kwargs, full))
         results = [results] if isinstance(results, torch.Tensor) else list(results)
         for output, result in zip(op.outputs, results):
             self.labels[output.index] = _squeeze(result.numpy())
-        if padded and len(op.args[1]) > 4 and any(op.args[1][4:]):
-            self._stop(op, f"channels are padded by a fixed number ({op.layer or 'top'})")
+        return None
+
+    def _full(self, value: Value) -> torch.Tensor:
+        return torch.from_numpy(np.broadcast_to(self._of(value), value.shape).copy())
+
+    def _pad(self, op: Op) -> None:
+        """Padding of height and width changes no channel; padding of channels puts a fixed number beside them."""
+        x, amounts = op.args[:2]
+        if not any(amounts[4:]):
+            vector = _channel_vector(self._of(x), 1, x.shape[1])
+            if vector is None:
+                return self._stop(op, f"{op.layer or 'top'} pads a tensor that is no plain channel tensor")
+            self.labels[op.outputs[0].index] = _on_axis(vector, 1, len(x.shape))
+            return None
+        reason = f"channels are padded by a fixed number ({op.layer or 'top'})"
+        self._freeze(self._of(x), reason)
+        self.parent.append(fixed := len(self.parent))
+        self.reason[fixed] = reason
+        self.labels[op.outputs[0].index] = _squeeze(op.func(self._full(x), amounts, fixed).numpy())
+        return None
 
     def _collect(self) -> Ties:
         classes: dict[int, dict[Axis, list[int]]] = {}

@@ -125,7 +125,7 @@ def inspect(model: str, input_size: int | None, as_json: bool) -> None:
 @json_option
 def compress(
     model: str, recipe: str, data: tuple[str, ...], out: Path, seed: int, overrides: tuple[str, ...],
-    resume: bool, on_error: str, runs: int, threads: int, as_json: bool,
+    resume: bool, on_error: Any, runs: int, threads: int, as_json: bool,
 ) -> int:  # fmt: skip
     """Run a recipe on a model: passes, export, rewrites, bundle, profile and the recipe's gates.
 
