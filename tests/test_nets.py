@@ -23,7 +23,19 @@ from edgekit.nets.ulsam import Ulsam
 
 DATA = Path(__file__).parents[2] / "shared/data"
 CLASSIFIERS = sorted(set(ZOO) - {"fc_hardnet_70"})
-SLOW = {"cifar_resnet_110", "densenet_201", "hardnet_68ds", "hardnet_85", "vovnet_57", "vovnet_v2_57", "vovnet_v2_99"}
+# Large members of families that smaller ones stand for.
+SLOW = {
+    "cifar_resnet_110",
+    "cifar_resnet_56",
+    "densenet_201",
+    "hardnet_68ds",
+    "hardnet_85",
+    "resnet_34",
+    "vovnet_57",
+    "vovnet_v2_39",
+    "vovnet_v2_57",
+    "vovnet_v2_99",
+}
 VARIANTS = [(name, index) for name in cards() for index in range(len(card(name).get("variants", [])))]
 
 
