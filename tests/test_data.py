@@ -339,6 +339,7 @@ def test_one_role_from_a_whole_source(tmp_path):
     root = class_folders(tmp_path / "a=b", 12)
     loaded = data.load([f"test=folder:{root}"])
     assert list(loaded.roles) == ["test"] and len(loaded.role("test")) == 12
+    assert sum(map(len, data.load([f"folder:{root}"]).roles.values())) == 12  # the = belongs to the path
     with pytest.raises(BadInput, match=r"no samples for 'train'.*gives test \(12\).*--data train=SPEC"):
         loaded.role("train")
     with pytest.raises(BadInput, match="unknown data role 'tset'; did you mean 'test'"):

@@ -286,6 +286,13 @@ def test_npz_that_claims_more_than_it_holds(tmp_path):
         data.load([f"npz:{tmp_path / 'a.npz'}"])
 
 
+def test_npz_whose_arrays_are_none(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", b"no array at all")
+    with pytest.raises(BadInput, match=r"is no readable .npz file"):
+        data.load([f"npz:{tmp_path / 'a.npz'}"])
+
+
 def test_npz_beyond_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("edgekit.data.arrays.LARGEST_NPZ_BYTES", 100)
     with pytest.raises(BadInput, match="limit is 16 GiB"):

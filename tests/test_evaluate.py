@@ -55,7 +55,7 @@ def test_permuting_the_classes_changes_nothing(draw):
         (RANKED, [10] * 10, "label 10 is outside the network's 10 classes"),
         (RANKED, [-1] * 10, "label -1"),
         (RANKED, [0] * 9, r"got \(10, 10\) and \(9,\)"),
-        (RANKED[0], [0], "logits must be"),
+        (RANKED[:, None], [0] * 10, "logits must be"),
         (RANKED[:0], [], "no samples"),
     ],
 )
