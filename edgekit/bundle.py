@@ -20,6 +20,8 @@ from edgekit.files import file_sha256, read_json, write_json
 from edgekit.schema import canonical, sha256
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgekit.net import Net
 
 SCHEMA = "edgekit/bundle/1"
@@ -122,7 +124,7 @@ def _check_files(bundle: Bundle) -> None:
             )
 
 
-def save_weights(path: Path, net: Net) -> dict[str, str]:
+def save_weights(path: Path, module: nn.Module) -> dict[str, str]:
     """Write the state dict as safetensors, tied tensors once; returns the aliases (name -> name it is stored under)."""
     from safetensors.torch import save
 
@@ -130,7 +132,7 @@ def save_weights(path: Path, net: Net) -> dict[str, str]:
 
     stored, aliases = {}, {}
     seen: dict[tuple, str] = {}
-    for name, tensor in net.module.state_dict().items():
+    for name, tensor in module.state_dict().items():
         place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if tensor.numel() and place in seen:
             aliases[name] = seen[place]
@@ -158,7 +160,7 @@ def load_net(bundle: Bundle, trust: bool = False) -> Net:
     return Net(source, edits, module.eval())
 
 
-def load_weights(module: Any, path: Path, aliases: dict[str, str] | None = None) -> None:
+def load_weights(module: nn.Module, path: Path, aliases: dict[str, str] | None = None) -> None:
     """Load safetensors strictly. Raises BadInput for a damaged file or for missing, unexpected and mis-shaped keys."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -160,11 +160,15 @@ class _Labeller:
             return None  # a weight that is transposed or reshaped on its way to a product: its rule looks through
         if op.kind == "constant_pad_nd":
             return self._pad(op)
+        if op.kind in CUTTING and any(_varying(self._of(value)) == [_dim(op, value)] for value in inputs):
+            return self._stop(op, f"{op.kind} ({op.layer or 'top'}) cuts channels at fixed places")
         full = {value.index: self._full(value) for value in inputs}
         results = op.func(*_put(op.args, full), **_put(op.kwargs, full))
         results = [results] if isinstance(results, torch.Tensor) else list(results)
         for output, result in zip(op.outputs, results):
             self.labels[output.index] = _squeeze(result.numpy())
+            if len(_varying(self.labels[output.index])) > 1:
+                self._freeze(self.labels[output.index], f"{op.kind} ({op.layer or 'top'}) spreads channels over axes")
         return None
 
     def _full(self, value: Value) -> torch.Tensor:
@@ -204,6 +208,18 @@ class _Labeller:
             if len(rows) > 1 and _removable(rows[0])
         ]
         return Ties(tuple(groups), frozen)
+
+
+def _varying(labels: np.ndarray) -> list[int]:
+    """The axes along which labels differ."""
+    return [axis for axis, size in enumerate(labels.shape) if size > 1]
+
+
+def _dim(op: Op, value: Value) -> int:
+    """The axis that a cutting operation works on: its first argument after the tensor, split's second."""
+    place = 2 if op.kind.startswith("split") else 1
+    dim = op.kwargs.get("dim", op.args[place] if len(op.args) > place else 0)
+    return dim % len(value.shape)
 
 
 def _removable(slots: dict[Axis, Any]) -> bool:
@@ -312,6 +328,7 @@ def _ignore(_labeller: _Labeller, _op: Op) -> None:
 
 
 Rule = Callable[[_Labeller, Op], None]
+CUTTING = frozenset("slice select split split_with_sizes unbind narrow index_select roll flip".split())
 BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 POOLS = (
     "max_pool2d_with_indices avg_pool2d mean sum amax _adaptive_avg_pool2d adaptive_max_pool2d "

@@ -102,14 +102,7 @@ def profile_path(path: Path, runs: int, threads: int, track: Track = no_progress
         return found
     if not path.is_file():
         raise BadInput(f"{path}: no such file or bundle")
-    rows = profile.time_files([path], "onnxruntime", runs, threads, track=track)
-    settings = {
-        "engine": "onnxruntime",
-        "engine_version": engine("onnxruntime").version(),
-        "threads": threads,
-        "batch": 1,
-    }
-    return {"schema": "edgekit/profile/1", "rows": rows, "settings": settings, "machine": profile.machine()}
+    return {"schema": "edgekit/profile/1", **profile.document([path], "onnxruntime", runs, threads, track)}
 
 
 def gate_bundle(

@@ -10,13 +10,14 @@ metric that was not measured fails. test = "point" compares the measured value i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from edgekit.errors import BadInput, unknown
 
+Row = dict[str, Any]
 METRICS = "params macs cio cio_paper size_bytes load_ms latency_ms top1 top5 miou map parity_db int8_convs".split()
 LIMITS = ("max", "min", "max_drop", "max_ratio")
 
@@ -63,13 +64,13 @@ def check_names(gates: dict[str, Any], where: str) -> None:
 
 
 def judge(
-    gates: Mapping[str, Sequence[Gate]], rows: Sequence[dict[str, Any]], baseline: dict[str, Any] | None
+    gates: Mapping[str, Sequence[Gate]], rows: Sequence[Row], baseline: Callable[[Row], Row | None]
 ) -> list[Verdict]:
     """Judge every gate on every shipped file it names.
 
     Args:
         rows: a record per shipped file (see report.rows): file, target, precision and the metrics by name.
-        baseline: the record that max_drop and max_ratio compare with.
+        baseline: gives the record that max_drop and max_ratio compare a row with.
     """
     verdicts: list[Verdict] = []
     for metric, wanted in gates.items():
@@ -78,11 +79,11 @@ def judge(
             if not chosen:
                 verdicts.append(_missing(metric, gate, "-", "no file of that target and precision"))
             for row in chosen:
-                verdicts += _judge(metric, gate, row, baseline)
+                verdicts += _judge(metric, gate, row, baseline(row))
     return verdicts
 
 
-def _applies(gate: Gate, row: dict[str, Any]) -> bool:
+def _applies(gate: Gate, row: Row) -> bool:
     return gate.target in (None, row["target"]) and gate.precision in (None, row["precision"])
 
 
@@ -91,7 +92,7 @@ def _missing(metric: str, gate: Gate, file: str, reason: str) -> Verdict:
     return Verdict(metric, file, rule, getattr(gate, rule), "fail", reason=reason)
 
 
-def _judge(metric: str, gate: Gate, row: dict[str, Any], baseline: dict[str, Any] | None) -> list[Verdict]:
+def _judge(metric: str, gate: Gate, row: Row, baseline: Row | None) -> list[Verdict]:
     if row.get(metric) is None or gate.device != "local" or gate.cpu is not None:
         return [_missing(metric, gate, row["file"], "not measured")]
     verdicts = []
@@ -108,16 +109,13 @@ def _judge(metric: str, gate: Gate, row: dict[str, Any], baseline: dict[str, Any
     return verdicts
 
 
-def _measure(
-    metric: str, rule: str, row: dict[str, Any], baseline: dict[str, Any] | None
-) -> tuple[float, float, float]:
+def _measure(metric: str, rule: str, row: Row, baseline: Row | None) -> tuple[float, float, float]:
     """The value that a rule limits, with its interval; an exact metric's interval is the point itself."""
-    if rule == "max_ratio" and metric == "latency_ms" and baseline is not None and baseline.get("same_run"):
-        return _spread(row["latency_ratio"])
     value = row[metric]
-    if rule in ("max", "min"):
+    if rule in ("max", "min") or baseline is None:
         return _spread(value)
-    assert baseline is not None
+    if rule == "max_ratio" and metric == "latency_ms" and row.get("ratio_to") == baseline["file"]:
+        return _spread(row["latency_ratio"])
     if rule == "max_drop" and "correct" in row and metric == "top1":
         return _paired_drop(baseline, row)
     reference, point = _spread(baseline[metric])[0], _spread(value)[0]

@@ -169,7 +169,8 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     """
     twin = copy.deepcopy(module).to("meta").eval()
     recorder = _Recorder(twin)
-    x = torch.empty((1, *input_shape), device="meta")
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    x = torch.empty((1, *input_shape), device="meta", dtype=dtype)
     source = recorder.value(x)
     try:
         with torch.no_grad(), recorder:

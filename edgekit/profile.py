@@ -71,7 +71,23 @@ def time_files(
     for record, series in zip(records, times):
         record["latency_ms"] = interval(series)
         record["latency_ratio"] = ratio_interval(series, times[0])
+        record["ratio_to"] = files[0].name
     return records
+
+
+def document(
+    files: Sequence[Path], engine_name: str, runs: int, threads: int, track: Track = no_progress
+) -> dict[str, Any]:
+    """`time_files` with what it was measured by and on."""
+    rows = time_files(files, engine_name, runs, threads, track=track)
+    settings = {
+        "engine": engine_name,
+        "engine_version": engine(engine_name).version(),
+        "threads": threads,
+        "batch": 1,
+        "runs": runs,
+    }
+    return {"rows": rows, "settings": settings, "machine": machine()}
 
 
 def _run_ms(session: Any, feed: np.ndarray) -> float:

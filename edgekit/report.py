@@ -33,9 +33,9 @@ def shipped(bundle: Bundle) -> list[dict[str, Any]]:
     return [row for row in rows(bundle) if row["file"] in names]
 
 
-def base_row(bundle: Bundle, same_run: bool = False) -> dict[str, Any]:
-    """The row that drops and ratios compare with: the uncompressed network."""
-    return {**next(row for row in rows(bundle) if row["file"] == bundle.base.name), "same_run": same_run}
+def base_row(bundle: Bundle) -> dict[str, Any]:
+    """The row of the uncompressed network, which drops and ratios compare with."""
+    return next(row for row in rows(bundle) if row["file"] == bundle.base.name)
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:

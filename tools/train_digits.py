@@ -16,11 +16,11 @@ from edgekit import data as datasets
 from edgekit.bundle import save_weights
 from edgekit.context import PassContext
 from edgekit.evaluate import evaluate
+from edgekit.job import torch_predict
 from edgekit.net import Net, Source, build
 from edgekit.passes.finetune import Finetune
 from edgekit.progress import track
 from edgekit.recipe import load
-from edgekit.run import torch_predict
 
 ROOT = Path(__file__).parents[1]
 ARGS = {"width": 0.35, "classes": 10, "small_input": True}
@@ -45,9 +45,9 @@ def main() -> None:
         log=print,
         track=track,
     )
-    net = Finetune(epochs=30, lr=0.1, batch=64, weight_decay=5e-4)(base, context)
+    net = Finetune(epochs=20, lr=0.1, batch=64, weight_decay=5e-4)(base, context)
     path = ROOT / "models" / "mobilenet_v2_digits.safetensors"
-    save_weights(path, net)
+    save_weights(path, net.module)
     score = evaluate(torch_predict(net.module), data.role("test"), recipe.input, recipe.output)
     print(f"top-1 {score.metrics['top1']:.2f} on {score.n} test images")
     print(f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()} — write it into the card")

@@ -1,0 +1,193 @@
+"""One compression in progress: what was asked for, checked before any work starts, and the working folder that lets a
+run that was killed go on (`out/.work`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit import __version__, bundle, recipe
+from edgekit import data as datasets
+from edgekit.cards import card, package_data
+from edgekit.context import PassContext, RewriteContext, Track
+from edgekit.data import Data, OnError
+from edgekit.errors import BadInput
+from edgekit.evaluate import Score, evaluate
+from edgekit.files import file_sha256, read_json, write_json
+from edgekit.graph import trace
+from edgekit.net import Net, Source, build, edits_from_json, edits_to_json, parse_spec
+from edgekit.recipe import Recipe
+from edgekit.schema import canonical, sha256, to_json
+from edgekit.targets import Target, target
+
+WORK = ".work"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a compression works with. `model` is the MODEL argument, `work` the folder of what is not done yet."""
+
+    model: str
+    recipe: Recipe
+    source: Source
+    data: Data
+    out: Path
+    seed: int
+    track: Track
+    log: Callable[[str], None]
+
+    @property
+    def work(self) -> Path:
+        return self.out / WORK
+
+    @property
+    def targets(self) -> list[Target]:
+        return [target(name) for name in self.recipe.export.targets]
+
+    @property
+    def base_file(self) -> str:
+        return f"base.{self.targets[0].name}.fp32.onnx"
+
+    def probe(self, size: int) -> np.ndarray:
+        """The first `size` images of a fixed draw from the test role, preprocessed: (size, C, H, W)."""
+        samples = self.data.role("test").subset(size, self.seed)
+        return next(samples.batches(self.recipe.input, size))[0]
+
+    def score(self, predict: Callable[[np.ndarray], np.ndarray], role: str = "test") -> Score:
+        return evaluate(predict, self.data.role(role), self.recipe.input, self.recipe.output, progress=self.track)
+
+    def rewrite_context(self, wanted: Target) -> RewriteContext:
+        settings = self.recipe
+        return RewriteContext(wanted, settings.input, settings.output, self.data, self.seed, self.log, self.track)
+
+    def pass_context(self, index: int, base: Net) -> PassContext:
+        def keep(module: Any) -> str:
+            path = self.work / f"last-good-{index:02}.safetensors"
+            bundle.save_weights(path, module)
+            return str(path)
+
+        return PassContext(
+            data=self.data,
+            input=self.recipe.input,
+            output=self.recipe.output,
+            seed=self.seed + index,
+            base=base,
+            cost=lambda net: trace(net.module, self.recipe.input.shape).cost(),
+            score=lambda net: self.score(torch_predict(net.module), "calibrate").metrics,
+            keep=keep,
+            log=self.log,
+            track=self.track,
+        )
+
+    def base(self) -> Net:
+        """The network before the first pass, with the weights of its card where it has some."""
+        seed_torch(self.seed)
+        module = build(self.source, trust=True)  # the user named it on the command line and thereby runs it
+        if self.source.weights:
+            path = package_data("models") / card(self.source.weights["card"])["weights"]
+            if (found := file_sha256(path)) != self.source.weights["sha256"]:
+                raise BadInput(f"{path}: is corrupt; its SHA-256 is {found[:16]}…, not the card's")
+            bundle.load_weights(module, path)
+        return Net(self.source, (), module.eval())
+
+    def save_checkpoint(self, name: str, net: Net) -> None:
+        aliases = bundle.save_weights(self.work / f"{name}.safetensors", net.module)
+        document = {"schema": "edgekit/checkpoint/1", "edits": edits_to_json(net.edits), "aliases": aliases}
+        write_json(self.work / f"{name}.json", document)
+
+    def load_checkpoint(self, name: str) -> Net | None:
+        """The network after a finished pass; None where that pass has not finished yet."""
+        path = self.work / f"{name}.json"
+        if not path.is_file():
+            return None
+        document = read_json(path, "edgekit/checkpoint/1")
+        edits = edits_from_json(document["edits"], str(path))
+        module = build(self.source, edits, trust=True)
+        bundle.load_weights(module, path.with_suffix(".safetensors"), document["aliases"])
+        return Net(self.source, edits, module.eval())
+
+
+def prepare(
+    model: str,
+    recipe_name: str,
+    specs: Sequence[str],
+    out: Path,
+    *,
+    seed: int,
+    overrides: Sequence[str],
+    resume: bool,
+    on_error: OnError,
+    track: Track,
+    log: Callable[[str], None],
+) -> Job:
+    """Read and check everything that was asked for, and make (or reopen) the folder.
+
+    Raises:
+        BadInput: the model, recipe or data cannot be used, or `out` is not empty and not this run's to resume.
+    """
+    settings = recipe.load(recipe_name, overrides)
+    source = parse_spec(model)
+    if source.kind == "onnx" and settings.passes:
+        raise BadInput(f"{model}: is ONNX and passes work on torch modules; use a recipe without [[pass]] tables")
+    data = datasets.load(specs, on_error, track, settings.output.labels)
+    if settings.output.task == "classify" and settings.output.classes is not None:
+        for samples in data.roles.values():
+            datasets.check_labels(samples, settings.output.classes)
+    job = Job(model, settings, source, data, out, seed, track, log)
+    _claim_folder(job, resume)
+    return job
+
+
+def _claim_folder(job: Job, resume: bool) -> None:
+    path = job.work / "request.json"
+    request = sha256(canonical(_request(job)))
+    if resume and path.is_file():
+        if read_json(path, "edgekit/request/1")["sha256"] != request:
+            raise BadInput(
+                f"{job.out}: was begun with another model, recipe, data, seed or version; give another --out"
+            )
+        return
+    bundle.new_folder(job.out)
+    write_json(path, {"schema": "edgekit/request/1", "sha256": request})
+
+
+def _request(job: Job) -> dict[str, Any]:
+    """What decides the content of the bundle."""
+    return {
+        "source": to_json(job.source),
+        "recipe": to_json(job.recipe.tables),
+        "data": {name: samples.sha256 for name, samples in sorted(job.data.roles.items())},
+        "seed": job.seed,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy")
+    return {"edgekit": __version__, **{name: version(name) for name in packages}}
+
+
+def torch_predict(module: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from a float32 batch to the module's output, as numpy."""
+    import torch
+
+    module.eval()
+
+    def predict(batch: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
+
+    return predict
+
+
+def seed_torch(seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,43 @@
+"""Small networks for the tests."""
+
+import torch
+from torch import nn
+
+from edgekit.nets.layers import Classifier, ConvNorm
+
+
+class Tiny(nn.Module):
+    """Stem, one inverted residual and a classifier: MobileNetV2's ties, small enough to train in seconds."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = ConvNorm(3, 16, 3, 2)
+        self.expand = ConvNorm(16, 48)
+        self.depthwise = ConvNorm(48, 48, 3, groups=48)
+        self.project = ConvNorm(48, 16, act=None)
+        self.head = ConvNorm(16, 32)
+        self.classifier = Classifier(32, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.project(self.depthwise(self.expand(x)))
+        return self.classifier(self.head(x))
+
+
+def calibrate(module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
+    """Give batch norms statistics and affine parameters under which the output depends on the input."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.data.uniform_(0.5, 1.5, generator=generator)
+            layer.bias.data.uniform_(-0.3, 0.3, generator=generator)
+            layer.momentum = None
+    module.train()
+    with torch.no_grad():
+        module(torch.randn(16, *shape, generator=generator))
+    return module.eval()
+
+
+def tiny(classes: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    return calibrate(Tiny(classes), (3, 16, 16))

@@ -1,0 +1,94 @@
+"""Gates: every rule, exact and statistical, and what is missing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from edgekit import report
+from edgekit.gate import Gate, exit_code, judge
+
+
+def row(**values):
+    return {"file": "model.onnxruntime.int8.onnx", "target": "onnxruntime", "precision": "int8", **values}
+
+
+def outcome(metric: str, gate: Gate, found: dict, baseline: dict | None = None) -> str:
+    (verdict,) = judge({metric: [gate]}, [found], lambda _row: baseline)
+    return verdict.outcome
+
+
+@pytest.mark.parametrize(
+    ("gate", "value", "expected"),
+    [
+        (Gate(max=10), 10, "pass"),
+        (Gate(max=10), 10.01, "fail"),
+        (Gate(min=10), 10, "pass"),
+        (Gate(min=10), 9.99, "fail"),
+        (Gate(max_ratio=0.25), 25, "pass"),
+        (Gate(max_ratio=0.25), 26, "fail"),
+        (Gate(max_drop=5), 95, "pass"),
+        (Gate(max_drop=5), 94.9, "fail"),
+    ],
+)
+def test_exact_metrics_compare_exactly(gate, value, expected):
+    assert outcome("size_bytes", gate, row(size_bytes=value), {"file": "base", "size_bytes": 100}) == expected
+
+
+def test_a_missing_metric_fails():
+    assert outcome("energy" if False else "latency_ms", Gate(max=1), row()) == "fail"
+    assert outcome("top1", Gate(max_drop=1), row(top1=90.0), None) == "fail"
+    assert outcome("top1", Gate(min=1, device="ssh://pi"), row(top1=90.0)) == "fail"
+
+
+def test_a_gate_that_no_file_answers_fails():
+    assert outcome("top1", Gate(min=1, target="tensorrt"), row(top1=90.0)) == "fail"
+
+
+def test_a_gate_for_one_precision_leaves_the_others_alone():
+    rows = [row(top1=90.0), {**row(top1=10.0), "precision": "fp32"}]
+    verdicts = judge({"top1": [Gate(min=50, precision="int8")]}, rows, lambda _row: None)
+    assert [verdict.outcome for verdict in verdicts] == ["pass"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "point", "significant"),
+    [(8, 9, "pass", "pass"), (9, 12, "pass", "inconclusive"), (11, 13, "fail", "fail")],
+)
+def test_intervals_decide_only_when_asked(low, high, point, significant):
+    value = {"median": (low + high) / 2 - 0.6, "low": low, "high": high}
+    assert outcome("latency_ms", Gate(max=10), row(latency_ms=value)) == point
+    assert outcome("latency_ms", Gate(max=10, test="significant"), row(latency_ms=value)) == significant
+
+
+def test_latency_ratio_is_the_interleaved_one():
+    found = row(latency_ms={"median": 5, "low": 5, "high": 5}, ratio_to="base",
+                latency_ratio={"median": 0.5, "low": 0.45, "high": 0.55})  # fmt: skip
+    baseline = {"file": "base", "latency_ms": {"median": 1, "low": 1, "high": 1}}
+    assert outcome("latency_ms", Gate(max_ratio=0.6), found, baseline) == "pass"
+
+
+def test_accuracy_drop_is_paired_over_the_same_samples():
+    rng = np.random.default_rng(0)
+    before = rng.random(2000) < 0.9
+    after = before & (rng.random(2000) < 0.98)
+    text = ["".join("1" if hit else "0" for hit in hits) for hits in (before, after)]
+    base = {"file": "base", "top1": 100 * before.mean(), "correct": text[0]}
+    found = row(top1=100 * after.mean(), correct=text[1])
+    assert outcome("top1", Gate(max_drop=5.0, test="significant"), found, base) == "pass"
+    assert outcome("top1", Gate(max_drop=0.5, test="significant"), found, base) == "fail"
+    assert outcome("top1", Gate(max_drop=1.8, test="significant"), found, base) == "inconclusive"
+
+
+def test_exit_codes():
+    (ok,) = judge({"top1": [Gate(min=1)]}, [row(top1=2.0)], lambda _row: None)
+    failed, undecided = (dataclasses.replace(ok, outcome=outcome) for outcome in ("fail", "inconclusive"))
+    assert exit_code([ok]) == 0 and exit_code([ok, undecided]) == 3 and exit_code([undecided, failed]) == 1
+
+
+def test_junit_survives_hostile_names():
+    from xml.etree import ElementTree
+
+    (verdict,) = judge({"top1": [Gate(min=5)]}, [{**row(top1=2.0), "file": '<&">.onnx'}], lambda _row: None)
+    suite = ElementTree.fromstring(report.junit([verdict]))
+    assert suite.get("failures") == "1" and suite[0].get("classname") == '<&">.onnx'
