@@ -6,7 +6,8 @@ data cannot be, and is named.
 
 Counting convention. MACs: multiply-accumulates of convolutions, linear layers and matrix products, batch 1; a bias adds
 none; norms, activations, pooling, element-wise arithmetic and data movement count as zero (`FREE`). Parameters: every
-trainable tensor once, batch norm's affine pair included. CIO: convolution input/output in elements (see `Op.cio`).
+trainable tensor once, batch norm's affine pair included. CIO: input/output of convolutions and linear layers in
+elements (see `Op.cio`).
 """
 
 from __future__ import annotations
@@ -78,14 +79,16 @@ class Op:
         return 0
 
     @property
-    def is_downsampling_depthwise(self) -> bool:
-        """A depthwise convolution of stride above 1, which HarDNet's table counts as pooling."""
+    def is_strided_depthwise(self) -> bool:
         return self.is_conv and self.groups > 1 and self.groups == self.args[0].shape[1] and max(self.args[3]) > 1
 
     @property
     def cio(self) -> int:
-        """Convolution input/output: input plus output elements (Chao et al., 2019, arXiv 1909.00948, eq. 1)."""
-        return self.args[0].size + self.outputs[0].size if self.is_conv else 0
+        """Convolution input/output in elements: input plus output of a convolution, or of a linear layer, a 1×1
+        convolution (Chao et al., HarDNet, 2019, arXiv 1909.00948, eq. 1)."""
+        if self.is_conv:
+            return self.args[0].size + self.outputs[0].size
+        return sum(value.size for value in (*self.inputs[:1], *self.outputs)) if self.kind in LINEAR else 0
 
     @property
     def counted(self) -> bool:
@@ -111,8 +114,22 @@ class Graph:
 
     @property
     def cio_paper(self) -> int:
-        """CIO by HarDNet's table, which leaves out down-sampling depthwise convolutions."""
-        return sum(op.cio for op in self.ops if not op.is_downsampling_depthwise)
+        """CIO by HarDNet's table: convolutions only, a depthwise one that only down-samples counting as pooling.
+
+        Such a layer has a stride and no activation before the next layer; MobileNet's strided ones have one.
+        """
+        readers: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for value in op.inputs:
+                readers.setdefault(value.index, []).append(op)
+
+        def only_samples(op: Op) -> bool:
+            following = [after for value in op.outputs for after in readers.get(value.index, [])]
+            return all(
+                only_samples(after) if after.kind in NORMS else after.kind not in POINTWISE for after in following
+            )
+
+        return sum(op.cio for op in self.ops if op.is_conv and not (op.is_strided_depthwise and only_samples(op)))
 
     @property
     def uncounted(self) -> list[str]:
@@ -133,6 +150,7 @@ PRODUCTS = {
     "dot": lambda args: args[0].shape[-1],
 }
 
+LINEAR = frozenset(["addmm", "mm"])
 POINTWISE = frozenset(
     "relu relu_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ sigmoid sigmoid_ gelu elu "
     "elu_ leaky_relu leaky_relu_ tanh tanh_ softplus mish clamp clamp_ clamp_min clamp_min_ clamp_max abs neg exp log "

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import onnx
 
 Shape = tuple[int, ...]
+ACTIVATIONS = frozenset("Relu Clip LeakyRelu PRelu Sigmoid HardSigmoid HardSwish Tanh Gelu Mul".split())
 
 
 def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
@@ -24,6 +25,10 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
     weights = {init.name: tuple(init.dims) for init in model.graph.initializer}
     cost = {"params": 0, "macs": 0, "cio": 0, "cio_paper": 0}
     counted: set[str] = set()
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
     for node in model.graph.node:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"):
             continue
@@ -34,10 +39,10 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
             continue
         x, y = (_known(shapes, name, node) for name in (node.input[0], node.output[0]))
         cost["macs"] += _macs(node, x, y, shapes, weights)
-        if node.op_type.startswith("Conv"):
-            elements = math.prod(x) + math.prod(y)
-            cost["cio"] += elements
-            cost["cio_paper"] += 0 if _is_downsampling_depthwise(node, x) else elements
+        elements = math.prod(x) + math.prod(y)
+        cost["cio"] += elements
+        is_conv = node.op_type.startswith("Conv")
+        cost["cio_paper"] += elements if is_conv and not _only_samples(node, x, readers) else 0
     return cost
 
 
@@ -78,8 +83,10 @@ def _macs(node: onnx.NodeProto, x: Shape, y: Shape, shapes: dict[str, Shape], we
     return math.prod(y) * (x[0] if transposed else x[-1])
 
 
-def _is_downsampling_depthwise(node: onnx.NodeProto, x: Shape) -> bool:
+def _only_samples(node: onnx.NodeProto, x: Shape, readers: dict[str, list[str]]) -> bool:
+    """A strided depthwise convolution without an activation after it: HarDNet's table counts it as pooling."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     groups = attributes["group"].i if "group" in attributes else 1
     strides = list(attributes["strides"].ints) if "strides" in attributes else [1]
-    return groups > 1 and groups == x[1] and max(strides) > 1
+    strided_depthwise = node.op_type == "Conv" and groups > 1 and groups == x[1] and max(strides) > 1
+    return strided_depthwise and not any(kind in ACTIVATIONS for kind in readers.get(node.output[0], []))

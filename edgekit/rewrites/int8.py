@@ -6,6 +6,7 @@ saturating int16, and 255 · (|w₁| + |w₂|) must stay below 2¹⁵ for the an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
@@ -80,14 +81,23 @@ def _quantise(model: onnx.ModelProto, settings: Int8, ctx: RewriteContext) -> on
         "weight_type": QuantType.QInt8,
         "calibrate_method": CalibrationMethod[methods[settings.calibrate]],
     }
-    logging.getLogger().addFilter(_no_preprocess_hint)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        quantize_static(model, path, _Reader(model.graph.input[0].name, iter(batches)), **options)
-        logging.getLogger().removeFilter(_no_preprocess_hint)
+    with tempfile.TemporaryDirectory() as folder, _without_preprocess_hint():
+        # By path: given a model, the quantiser moves that model's weights out into a file of its own.
+        source, path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        quantize_static(source, path, _Reader(model.graph.input[0].name, iter(batches)), **options)
         return onnx.load(path)
 
 
-def _no_preprocess_hint(record: logging.LogRecord) -> bool:
+@contextlib.contextmanager
+def _without_preprocess_hint() -> Iterator[None]:
     """The quantiser recommends a clean-up that `fold` has done."""
-    return "pre-processing" not in record.getMessage()
+
+    def other(record: logging.LogRecord) -> bool:
+        return "pre-processing" not in record.getMessage()
+
+    logging.getLogger().addFilter(other)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(other)
