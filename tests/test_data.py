@@ -240,8 +240,14 @@ def test_batches_keep_order_and_hold_every_sample():
         np.testing.assert_array_equal(x, np.stack([picture(i).transpose(2, 0, 1) for i in indices]).astype(np.float32))
 
 
-def test_leaving_batches_early_is_fine():
-    assert next(memory(50).batches(PLAIN, 4))[2] == [0, 1, 2, 3]
+def test_batches_read_only_a_little_ahead():
+    read: list[int] = []
+    image = picture(0)
+    samples = Samples(tuple(Sample(f"{i:03}", 0, lambda i=i: read.append(i) or image, "") for i in range(500)))
+    batches = samples.batches(PLAIN, 4)
+    assert next(batches)[2] == [0, 1, 2, 3]
+    del batches
+    assert 4 <= len(read) < 50
 
 
 def test_batches_refuse_nonsense():

@@ -84,6 +84,9 @@ def test_classes_that_are_numbers_agree_by_name(tmp_path):
         save(tmp_path / "b" / name / "0.png", picture(100 + index))
     loaded = data.load([f"test=folder:{tmp_path / 'a'}", f"train=folder:{tmp_path / 'b'}"])
     assert loaded.role("test").labels.tolist() == [0, 1, 3] and loaded.classes == ("0", "1", "10", "2")
+    class_folders(tmp_path / "c", 4, ("ant", "bee", "cat", "dog"))
+    with pytest.raises(BadInput, match="class '0' of the data is not in another --data"):
+        data.load([f"test=folder:{tmp_path / 'a'}", f"train=folder:{tmp_path / 'c'}"])
     with pytest.raises(BadInput, match="class '0' of the data is not in"):
         data.load([f"folder:{tmp_path / 'b'}"], labels=("zero", "one", "two", "ten"))
 
@@ -284,6 +287,14 @@ def test_npz_that_claims_more_than_it_holds(tmp_path):
         archive.writestr("y.npy", header((10**9,)))
     with pytest.raises(BadInput, match=r"x.npy claims 4096000000000 bytes and holds 0"):
         data.load([f"npz:{tmp_path / 'a.npz'}"])
+
+
+def test_npz_with_headers_of_version_2(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in (("x.npy", X), ("y.npy", Y)):
+            with archive.open(name, "w") as file:
+                np.lib.format.write_array(file, array, version=(2, 0))
+    assert len(data.load([f"test=npz:{tmp_path / 'a.npz'}"]).role("test")) == 3
 
 
 def test_npz_whose_arrays_are_none(tmp_path):
