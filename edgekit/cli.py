@@ -122,22 +122,23 @@ def inspect(model: str, input_size: int | None, as_json: bool) -> None:
     "--runs", type=click.IntRange(8), default=50, show_default=True, help="Rounds of the latency measurement."
 )
 @threads_option
+@io_option
 @json_option
 def compress(
     model: str, recipe: str, data: tuple[str, ...], out: Path, seed: int, overrides: tuple[str, ...],
-    resume: bool, on_error: Any, runs: int, threads: int, as_json: bool,
+    resume: bool, on_error: Any, runs: int, threads: int, io_file: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Run a recipe on a model: passes, export, rewrites, bundle, profile and the recipe's gates.
 
     \b
     edgekit compress mobilenet_v2_digits --recipe quickstart --data digits --out out/quickstart
-    edgekit compress model.onnx --recipe int8 --data csv:labels.csv --out out/int8
+    edgekit compress model.onnx --recipe int8 --data csv:labels.csv --io io.toml --out out/int8
     """
     from edgekit import run, tables
 
     bundle = run.compress(
         model, recipe, data, out, seed=seed, overrides=overrides, resume=resume, on_error=on_error,
-        runs=runs, threads=threads, track=track, log=say,
+        io_file=io_file, runs=runs, threads=threads, track=track, log=say,
     )  # fmt: skip
     return tables.show_report(bundle, as_json)
 

@@ -14,10 +14,10 @@ from edgekit.engines import engine
 from edgekit.errors import BadInput
 from edgekit.evaluate import evaluate
 from edgekit.export import export, finish, serialise
-from edgekit.files import write_bytes
+from edgekit.files import read_toml, write_bytes
 from edgekit.gate import Verdict
 from edgekit.onnx_file import read, read_io
-from edgekit.recipe import Recipe, from_tables, parse_gates, read_toml
+from edgekit.recipe import Recipe, from_tables, parse_gates
 from edgekit.rewrites.fold import Fold
 from edgekit.targets import Target, target
 

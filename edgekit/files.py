@@ -5,7 +5,9 @@ import errno
 import hashlib
 import json
 import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from edgekit.errors import BadInput
 
@@ -62,3 +64,13 @@ def read_json(path: Path, schema: str) -> dict:
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises BadInput where the file is missing or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from None

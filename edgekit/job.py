@@ -20,6 +20,7 @@ from edgekit.evaluate import Score, evaluate
 from edgekit.files import file_sha256, read_json, write_json
 from edgekit.graph import trace
 from edgekit.net import Net, Source, build, edits_from_json, edits_to_json, parse_spec
+from edgekit.onnx_file import io_tables, read
 from edgekit.recipe import Recipe
 from edgekit.schema import canonical, sha256, to_json
 from edgekit.targets import Target, target
@@ -121,6 +122,7 @@ def prepare(
     overrides: Sequence[str],
     resume: bool,
     on_error: OnError,
+    io_file: Path | None,
     track: Track,
     log: Callable[[str], None],
 ) -> Job:
@@ -129,8 +131,9 @@ def prepare(
     Raises:
         BadInput: the model, recipe or data cannot be used, or `out` is not empty and not this run's to resume.
     """
-    settings = recipe.load(recipe_name, overrides)
     source = parse_spec(model)
+    own = io_tables(Path(model), io_file) if io_file or _describes_itself(source, model) else None
+    settings = recipe.load(recipe_name, overrides, own)
     if source.kind == "onnx" and settings.passes:
         raise BadInput(f"{model}: is ONNX and passes work on torch modules; use a recipe without [[pass]] tables")
     data = datasets.load(specs, on_error, track, settings.output.labels)
@@ -140,6 +143,12 @@ def prepare(
     job = Job(model, settings, source, data, out, seed, track, log)
     _claim_folder(job, resume)
     return job
+
+
+def _describes_itself(source: Source, model: str) -> bool:
+    if source.kind != "onnx":
+        return False
+    return any(prop.key == "edgekit.input" for prop in read(Path(model)).metadata_props)
 
 
 def _claim_folder(job: Job, resume: bool) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit.data import Input, Output
 from edgekit.errors import BadInput
+from edgekit.files import read_toml
 from edgekit.schema import parse
 
 if TYPE_CHECKING:
@@ -51,30 +51,28 @@ def read_io(path: Path, io_file: Path | None = None) -> tuple[Input, Output]:
     Raises:
         BadInput: the file is not edgekit's and no `io_file` is given, or its tables are wrong.
     """
-    if io_file is not None:
-        tables = _toml(io_file)
-        where = str(io_file)
-    else:
-        properties = {prop.key: prop.value for prop in read(path).metadata_props}
-        if "edgekit.input" not in properties:
-            raise BadInput(
-                f"{path}: does not say how an image becomes its input; write [input] and [output] as in a recipe "
-                f"into a TOML file and give it with --io"
-            )
-        where = f"{path} (metadata)"
-        tables = {key: json.loads(properties.get(f"edgekit.{key}", "{}")) for key in ("input", "output")}
-    if "input" not in tables:
-        raise BadInput(f"{where}: [input] is missing")
+    tables = io_tables(path, io_file)
+    where = str(io_file or f"{path} (metadata)")
     return (
         parse(Input, tables["input"], f"{where} [input]"),
         parse(Output, tables.get("output", {}), f"{where} [output]"),
     )
 
 
-def _toml(path: Path) -> dict:
+def io_tables(path: Path, io_file: Path | None = None) -> dict[str, Any]:
+    """The tables `input` and `output` that `read_io` parses."""
+    if io_file is not None:
+        tables = read_toml(io_file)
+        if "input" not in tables:
+            raise BadInput(f"{io_file}: [input] is missing")
+        return {key: tables[key] for key in ("input", "output") if key in tables}
+    properties = {prop.key: prop.value for prop in read(path).metadata_props}
+    if "edgekit.input" not in properties:
+        raise BadInput(
+            f"{path}: does not say how an image becomes its input; write [input] and [output] as in a recipe "
+            f"into a TOML file and give it with --io"
+        )
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"{path}: {error}") from None
+        return {key: json.loads(properties[f"edgekit.{key}"]) for key in ("input", "output")}
+    except (KeyError, ValueError) as error:
+        raise BadInput(f"{path}: its edgekit metadata is damaged ({error}); give --io instead") from None

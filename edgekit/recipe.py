@@ -13,6 +13,7 @@ from annotated_types import Gt
 from edgekit.cards import package_data
 from edgekit.data import Input, Output
 from edgekit.errors import BadInput, unknown
+from edgekit.files import read_toml
 from edgekit.gate import Gate, check_names
 from edgekit.passes import PASSES
 from edgekit.rewrites import REWRITES
@@ -60,8 +61,11 @@ def known_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(package_data("recipes").glob("*.toml"))}
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(name_or_path: str, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of that name, or in that file, with `section.key=value` overrides applied.
+
+    Args:
+        defaults: sections for a recipe that leaves them to the model, e.g. the [input] of an ONNX file.
 
     Raises:
         BadInput: no such recipe, or a key, type or value in it is wrong; the file, key and what is allowed are named.
@@ -71,20 +75,10 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         if name_or_path not in known_recipes():
             raise unknown("recipe", name_or_path, known_recipes())
         path = known_recipes()[name_or_path]
-    tables = read_toml(path)
+    tables = {**(defaults or {}), **read_toml(path)}
     for override in overrides:
         _override(tables, override)
     return from_tables(tables, path.stem, str(path))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Raises BadInput where the file is missing or is no TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"{path}: {error}") from None
 
 
 def from_tables(tables: Mapping[str, Any], name: str, where: str) -> Recipe:
@@ -92,7 +86,10 @@ def from_tables(tables: Mapping[str, Any], name: str, where: str) -> Recipe:
         if section not in SECTIONS:
             raise unknown("section", section, SECTIONS, where)
     if "input" not in tables:
-        raise BadInput(f"{where}: [input] is missing; it says how an image becomes the network's input")
+        raise BadInput(
+            f"{where}: [input] is missing; it says how an image becomes the network's input. Write it "
+            f"into the recipe, or give it with --io"
+        )
     return Recipe(
         name=name,
         tables=dict(tables),

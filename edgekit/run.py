@@ -55,6 +55,7 @@ def compress(
     runs: int = 50,
     threads: int = 1,
     on_error: OnError = "stop",
+    io_file: str | Path | None = None,
     track: Track = no_progress,
     log: Callable[[str], None] = lambda _line: None,
 ) -> Bundle:
@@ -66,6 +67,7 @@ def compress(
         data: one or several DATA specs.
         runs, threads: of the latency measurement.
         on_error: "stop" at an image that cannot be decoded, or "skip" and count it.
+        io_file: TOML with [input] and [output] for a model that the recipe does not describe.
 
     Raises:
         EdgekitError: everything a user can mend; `out` is then resumable or untouched, never half a bundle.
@@ -73,7 +75,7 @@ def compress(
     specs = [data] if isinstance(data, str) else list(data)
     job = prepare(
         model, recipe, specs, Path(out), seed=seed, overrides=overrides, resume=resume, on_error=on_error,
-        track=track, log=log,
+        io_file=Path(io_file) if io_file else None, track=track, log=log,
     )  # fmt: skip
     if not (job.out / MANIFEST).is_file():
         _make(job)

@@ -41,9 +41,9 @@ def test_overrides(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(recipe.known_recipes()))
 def test_every_shipped_recipe_loads_and_says_how_to_run_it(name):
-    assert recipe.load(name).name == name
+    assert recipe.load(name, defaults={"input": {"size": 32}}).name == name
     text = recipe.known_recipes()[name].read_text()
-    assert text.startswith("#") and f"--recipe {name}" in text.split("[input]")[0]
+    assert text.startswith("#") and f"--recipe {name}" in text
 
 
 @pytest.mark.parametrize(

@@ -174,10 +174,7 @@ def test_disk_full_leaves_no_half_bundle(workspace, data, monkeypatch, tmp_path)
 
 
 def test_an_onnx_file_never_leaves_onnx(bundle, workspace, data, tmp_path):
-    recipe = tmp_path / "int8.toml"
-    text = (workspace / "recipe.toml").read_text()
-    recipe.write_text(text[: text.index("[[pass]]")] + text[text.index("[[rewrite]]") : text.index("[gates]")])
-    made = edgekit.compress(str(bundle.model("onnxruntime", "fp32")), str(recipe), data, tmp_path / "out", runs=8)
+    made = edgekit.compress(str(bundle.model("onnxruntime", "fp32")), "int8", data, tmp_path / "out", runs=8)
     assert [row["stage"] for row in made.manifest["steps"]] == ["base", "export", "int8"]
     assert made.manifest["steps"][0]["macs"] == bundle.manifest["steps"][1]["macs"]
     assert not (made.path / "weights.safetensors").exists()
