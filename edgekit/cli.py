@@ -30,6 +30,7 @@ class Commands(click.Group):
     """Errors become messages and exit codes: 2 bad input, 1 gate, 3 inconclusive, 70 internal, 130 Ctrl-C."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        sys.path.append("")  # so that `package.module:factory` finds the user's own modules
         try:
             sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
         except click.ClickException as error:
@@ -73,10 +74,10 @@ def models(as_json: bool) -> None:
     \b
     edgekit models --json
     """
-    from edgekit import tables
+    from edgekit import catalogue, terminal
 
-    listed = tables.model_rows()
-    emit({"schema": "edgekit/models/1", "models": listed}) if as_json else tables.show(tables.models_table(listed))
+    listed = catalogue.model_rows()
+    emit({"schema": "edgekit/models/1", "models": listed}) if as_json else terminal.show(catalogue.table(listed))
 
 
 @main.command()

@@ -62,7 +62,7 @@ def _from_bundle(
     path = bundle.path / f"model.{wanted.name}.{precision}.onnx"
     if path in bundle.models:
         return path.read_bytes(), precision
-    data = datasets.load(specs) if specs else None
+    data = datasets.load(specs, labels=made.output.labels) if specs else None
     if precision != "fp32" and data is None:
         raise BadInput(f"{precision} for {wanted.name} is made anew: give its calibration images with --data")
     return serialise(_rebuilt(bundle, made, wanted, precision, data, trust, track)), precision
@@ -137,7 +137,7 @@ def evaluate_file(
     """
     input, output = read_io(path, io_file)
     session = engine(engine_name).load(path)
-    samples = datasets.load(specs, progress=track).role("test")
+    samples = datasets.load(specs, progress=track, labels=output.labels).role("test")
     score = evaluate(session.run, samples, input, output, progress=track)
     return {
         "schema": "edgekit/evaluation/1",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.bundle import Bundle
 from edgekit.gate import Verdict
 from edgekit.schema import to_json
+from edgekit.terminal import latency, make, si
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,31 +54,12 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def si(value: float | None) -> str:
-    """Three digits and a decimal prefix: 1234567 -> 1.23M."""
-    if value is None:
-        return "–"
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * factor:
-            return f"{value / factor:.3g}{unit}"
-    return f"{value:.3g}"
-
-
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def latency(value: dict[str, float] | None) -> str:
-    return "–" if value is None else f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-
-
 def table(bundle: Bundle) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for index, column in enumerate(COLUMNS):
-        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    made = make(*COLUMNS)
     for row in rows(bundle):
         made.add_row(*cells(row))
     return made

@@ -7,52 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit import gate, report
-from edgekit.cards import card, cards
-from edgekit.report import latency, si
+from edgekit.terminal import latency, make, show, si
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgekit.bundle import Bundle
-
-
-def show(item: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(item)
-
-
-def make(*columns: str, title: str | None = None) -> Table:
-    """A plain table whose first column is text and whose other columns are numbers."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    return made
-
-
-def model_rows() -> list[dict[str, Any]]:
-    """A record per variant of every card: its name as MODEL takes it, counts and published figures."""
-    rows = []
-    for name in cards():
-        for variant in card(name).get("variants", []):
-            query = "&".join(f"{key}={value}" for key, value in variant.get("args", {}).items())
-            counts = {key: variant.get(key) for key in ("params", "macs", "cio")}
-            published = variant.get("published", [])
-            rows.append({"name": f"{name}?{query}" if query else name, **counts, "published": published})
-    return rows
-
-
-def models_table(rows: Sequence[dict[str, Any]]) -> Table:
-    made = make("model", "params", "MACs", "CIO", "top-1", "source")
-    for row in rows:
-        top1 = next((item for item in row["published"] if item["metric"] == "top1"), None)
-        figures = (str(top1["value"]), top1["source"]) if top1 else ("–", "")
-        made.add_row(row["name"], si(row["params"]), si(row["macs"]), si(row["cio"]), *figures)
-    made.columns[-1].justify = "left"
-    return made
 
 
 def show_inspection(found: dict[str, Any]) -> None:

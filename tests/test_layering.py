@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "edgekit"
 # Left to right: a module imports only from its own group or from groups to its left.
 LAYERS = [
     {"errors"},
-    {"files", "schema", "progress", "parity"},
+    {"files", "schema", "progress", "parity", "terminal"},
     {"cards", "targets", "data", "nets"},
     {"graph", "graph_onnx", "edits", "onnx_file", "evaluate"},
     {"net", "channels"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"engines"},
     {"profile", "verify"},
     {"gate"},
-    {"report", "recipe", "inspection", "doctor"},
+    {"report", "recipe", "inspection", "doctor", "catalogue"},
     {"job"},
     {"run"},
     {"deploy", "tables"},

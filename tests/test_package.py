@@ -1,4 +1,4 @@
-"""The built wheel holds its recipes, models and licence and works from another folder; bytes do not depend on either."""
+"""The built wheel has its recipes, models and licence and works from another folder; bytes do not depend on it."""
 
 import os
 import shutil

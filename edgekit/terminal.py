@@ -1,0 +1,39 @@
+"""Short texts for numbers, and plain tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def show(item: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(item)
+
+
+def make(*columns: str, title: str | None = None) -> Table:
+    """A plain table whose first column is text and whose other columns are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return made
+
+
+def si(value: float | None) -> str:
+    """Three digits and a decimal prefix: 1234567 -> 1.23M."""
+    if value is None:
+        return "–"
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def latency(value: dict[str, float] | None) -> str:
+    return "–" if value is None else f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
