@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+INTERVAL = "[95 %]"
+
 
 def show(item: Any) -> None:
     from rich.console import Console
 
-    Console(highlight=False).print(item)
+    Console(highlight=False, markup=False).print(item)
 
 
 def make(*columns: str, title: str | None = None) -> Table:
@@ -19,9 +21,11 @@ def make(*columns: str, title: str | None = None) -> Table:
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        # An interval is read in one piece: where room is short, other columns fold.
+        whole = column.endswith(INTERVAL)
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=whole)
     return made
 
 

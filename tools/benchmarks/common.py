@@ -34,6 +34,5 @@ def write(name: str, rows: list[dict[str, Any]], claims: list[dict[str, Any]], s
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     for item in claims:
-        print(
-            f"{'ok  ' if item['ok'] else 'MISS'} {item['id']}: {item['measured']:.4g} {item['unit']} ({item['required']})"
-        )
+        mark = "ok  " if item["ok"] else "MISS"
+        print(f"{mark} {item['id']}: {item['measured']:.4g} {item['unit']} ({item['required']})")
