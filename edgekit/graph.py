@@ -61,6 +61,10 @@ class Op:
         return [value for value in values_in((self.args, self.kwargs)) if value.param is not None]
 
     @property
+    def is_view(self) -> bool:
+        return self.kind in VIEWS and bool(self.inputs)
+
+    @property
     def is_conv(self) -> bool:
         return self.kind == "convolution"
 
@@ -89,6 +93,11 @@ class Op:
         if self.is_conv:
             return self.args[0].size + self.outputs[0].size
         return sum(value.size for value in (*self.inputs[:1], *self.outputs)) if self.kind in LINEAR else 0
+
+    @property
+    def moc(self) -> float:
+        """MACs over CIO: below a bound of the platform, memory and not arithmetic decides (same source, section 3)."""
+        return self.macs / self.cio if self.cio else 0.0
 
     @property
     def counted(self) -> bool:
@@ -136,6 +145,26 @@ class Graph:
         """What may cost MACs but is not in the total, as `kind (layer)`."""
         return sorted({f"{op.kind} ({op.layer or 'top'})" for op in self.ops if not op.counted})
 
+    @property
+    def peak_elements(self) -> int:
+        """The largest number of activation elements alive at once, operation by operation in this order.
+
+        A lower bound of what a runtime needs: views share their source's memory, every other result is new.
+        """
+        root: dict[int, Value] = {}
+        for op in self.ops:
+            for value in op.outputs:
+                root[value.index] = root.get(op.inputs[0].index, op.inputs[0]) if op.is_view else value
+        last = {root.get(v.index, v).index: place for place, op in enumerate(self.ops) for v in op.inputs}
+        last.update({root.get(value.index, value).index: len(self.ops) for value in self.outputs})
+        alive = {value.index: value.size for value in self.inputs}
+        peak = sum(alive.values())
+        for place, op in enumerate(self.ops):
+            alive.update({v.index: v.size for v in op.outputs[:1] if root[v.index] is v and v.index in last})
+            peak = max(peak, sum(alive.values()))
+            alive = {index: size for index, size in alive.items() if last.get(index, -1) > place}
+        return peak
+
     def cost(self) -> dict[str, int]:
         return {"params": self.params, "macs": self.macs, "cio": self.cio, "cio_paper": self.cio_paper}
 
@@ -157,6 +186,10 @@ POINTWISE = frozenset(
     "sqrt rsqrt reciprocal pow floor round sign erf log_sigmoid "
     "add add_ sub sub_ mul mul_ div div_ maximum minimum where rsub _prelu_kernel "
     "native_dropout dropout alias detach clone _to_copy contiguous lift_fresh copy_".split()
+)
+VIEWS = frozenset(
+    "view _unsafe_view t transpose permute expand unsqueeze squeeze slice select split split_with_sizes chunk unbind "
+    "alias detach narrow as_strided".split()
 )
 MOVEMENT = frozenset(
     "view _unsafe_view reshape t transpose permute expand unsqueeze squeeze slice select split split_with_sizes chunk "

@@ -28,7 +28,8 @@ def inspect_model(spec: str, input_size: int | None = None) -> dict[str, Any]:
         return {"schema": "edgekit/inspection/1", "model": spec, "layers": [], "total": total, "uncounted": []}
     shape = _input_shape(spec.partition("?")[0], input_size)
     graph = trace(build(source, trust=True), shape)
-    total = {**graph.cost(), "size_bytes": FLOAT_BYTES * graph.params}
+    weight_bytes = FLOAT_BYTES * graph.params
+    total = {**graph.cost(), "weight_bytes": weight_bytes, "peak_bytes": FLOAT_BYTES * graph.peak_elements}
     layers = [_layer(op) for op in graph.ops if op.macs]
     return {
         "schema": "edgekit/inspection/1",
@@ -59,6 +60,7 @@ def _layer(op: Op) -> dict[str, Any]:
         "params": params,
         "macs": op.macs,
         "cio": op.cio,
+        "moc": op.moc,
         "activation_bytes": FLOAT_BYTES * sum(value.size for value in moved),
         "weight_bytes": FLOAT_BYTES * params,
     }

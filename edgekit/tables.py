@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 
 
 def show_inspection(found: dict[str, Any]) -> None:
-    made = make("layer", "input", "output", "params", "MACs", "CIO", title=found["model"])
+    made = make("layer", "input", "output", "params", "MACs", "CIO", "MoC", title=found["model"])
     for row in found["layers"]:
         shapes = ("×".join(map(str, row[side])) for side in ("input", "output"))
-        made.add_row(row["layer"] or row["op"], *shapes, si(row["params"]), si(row["macs"]), si(row["cio"]))
+        made.add_row(
+            row["layer"] or row["op"], *shapes, si(row["params"]), si(row["macs"]), si(row["cio"]), si(row["moc"])
+        )
     total = found["total"]
     made.add_section()
-    made.add_row("total", "", "", si(total["params"]), si(total["macs"]), si(total["cio"]))
+    made.add_row("total", "", "", si(total["params"]), si(total["macs"]), si(total["cio"]), "")
     show(made)
+    if "peak_bytes" in total:
+        sizes = f"weights {si(total['weight_bytes'])}B, activations at least {si(total['peak_bytes'])}B at once"
+        show(f"float32, batch 1: {sizes}; CIO by HarDNet's count {si(total['cio_paper'])}")
     if found["uncounted"]:
         show(f"not counted: {', '.join(found['uncounted'])}")
 
