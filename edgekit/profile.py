@@ -53,26 +53,44 @@ def time_files(
     Returns:
         A record per file: load_ms, first_ms, latency_ms and latency_ratio (interval, against the first file).
     """
+    opened = [_open(file, engine_name, threads) for file in files]
+    times = _interleave([pair for pair, _ in opened], runs, seed, track)
+    return [
+        {
+            **record,
+            "latency_ms": interval(series),
+            "latency_ratio": ratio_interval(series, times[0]),
+            "ratio_to": files[0].name,
+        }
+        for (_, record), series in zip(opened, times)
+    ]
+
+
+def time_series(
+    files: Sequence[Path], engine_name: str, runs: int, threads: int, seed: int = 0, track: Track = no_progress
+) -> list[list[float]]:
+    """As `time_files`, but the milliseconds of every round themselves, for comparisons of one's own."""
+    return _interleave([_open(file, engine_name, threads)[0] for file in files], runs, seed, track)
+
+
+def _open(file: Path, engine_name: str, threads: int) -> tuple[tuple[Any, np.ndarray], dict[str, Any]]:
+    """A session with an input for it, and what opening and the first run took."""
+    begin = time.perf_counter()
+    session = engine(engine_name).load(file, threads)
+    load_ms = (time.perf_counter() - begin) * 1e3
+    feed = np.random.default_rng(0).standard_normal((session.batch or 1, *session.shape), np.float32)
+    return (session, feed), {"file": file.name, "load_ms": load_ms, "first_ms": _run_ms(session, feed)}
+
+
+def _interleave(pairs: Sequence[tuple[Any, np.ndarray]], runs: int, seed: int, track: Track) -> list[list[float]]:
     rng = np.random.default_rng(seed)
-    sessions, records = [], []
-    for file in files:
-        begin = time.perf_counter()
-        session = engine(engine_name).load(file, threads)
-        load_ms = (time.perf_counter() - begin) * 1e3
-        feed = rng.standard_normal((session.batch or 1, *session.shape), np.float32)
-        sessions.append((session, feed))
-        records.append({"file": file.name, "load_ms": load_ms, "first_ms": _run_ms(session, feed)})
-    for session, feed in sessions:
+    for session, feed in pairs:
         _warm_up(session, feed)
-    times: list[list[float]] = [[] for _ in files]
+    times: list[list[float]] = [[] for _ in pairs]
     for _ in track(range(runs), "profiling", runs):
-        for index in rng.permutation(len(files)):
-            times[index].append(_run_ms(*sessions[index]))
-    for record, series in zip(records, times):
-        record["latency_ms"] = interval(series)
-        record["latency_ratio"] = ratio_interval(series, times[0])
-        record["ratio_to"] = files[0].name
-    return records
+        for index in rng.permutation(len(pairs)):
+            times[index].append(_run_ms(*pairs[index]))
+    return times
 
 
 def document(

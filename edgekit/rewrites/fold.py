@@ -11,12 +11,15 @@ run after quantising: a simplifier folds DequantizeLinear and expands the weight
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Container
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from edgekit.context import RewriteContext
 from edgekit.errors import BadInput
+from edgekit.onnx_file import fix_input
 
 if TYPE_CHECKING:
     import onnx
@@ -30,10 +33,29 @@ class Fold:
 
     def __call__(self, model: onnx.ModelProto, _ctx: RewriteContext) -> onnx.ModelProto:
         """Raises BadInput where the graph is already quantised."""
-        quantised = next((node for node in model.graph.node if node.op_type in QUANTISED), None)
-        if quantised is not None:
-            raise BadInput(f"fold: {quantised.name} ({quantised.op_type}) is quantised already; fold before int8")
-        return _simplify(fold_batch_norm(model))
+        return _simplify(fold_batch_norm(_unquantised(model)))
+
+
+def for_torch(model: onnx.ModelProto, shape: tuple[int, int, int], where: str) -> onnx.ModelProto:
+    """A foreign model, cleaned for `onnx_torch`: one size (C, H, W) of the input, batch norm folded, shapes constant.
+
+    Where shapes are still computed after that, the batch is fixed at 1 too: the importer reads every shape as one at
+    batch 1, and the module takes any batch again.
+
+    Raises:
+        BadInput: the model takes another size, or is quantised.
+    """
+    fixed = _simplify(fold_batch_norm(_unquantised(fix_input(model, shape, where))))
+    if any(node.op_type == "Shape" for node in fixed.graph.node):
+        fixed = _simplify(fix_input(fixed, shape, where, batch=1))
+    return fixed
+
+
+def _unquantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    quantised = next((node for node in model.graph.node if node.op_type in QUANTISED), None)
+    if quantised is not None:
+        raise BadInput(f"fold: {quantised.name} ({quantised.op_type}) is quantised already; fold before int8")
+    return model
 
 
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger")
@@ -73,7 +95,7 @@ def _foldable(
     """Only where nothing else reads the convolution's output or its weight, and every value is known."""
     alone = len(readers[conv.output[0]]) == 1 and conv.output[0] not in results
     known = all(name in constants for name in (*conv.input[1:], *norm.input[1:]) if name)
-    return alone and known and all(len(readers[name]) == 1 for name in conv.input[1:] if name)
+    return alone and known and len(readers[conv.input[1]]) == 1
 
 
 def _fold(
@@ -92,15 +114,21 @@ def _fold(
     new_weight = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
     new_bias = ((bias - mean) * scale + beta).astype(np.float32)
     constants[conv.input[1]].CopyFrom(numpy_helper.from_array(new_weight, conv.input[1]))
-    bias_name = conv.input[1].removesuffix(".weight") + ".bias"
-    if len(conv.input) > 2 and conv.input[2]:
-        bias_name = conv.input[2]
-        constants[bias_name].CopyFrom(numpy_helper.from_array(new_bias, bias_name))
-    else:
-        graph.initializer.append(numpy_helper.from_array(new_bias, bias_name))
-        del conv.input[2:]
-        conv.input.append(bias_name)
+    # A bias of its own: exporters let convolutions without one share a constant of zeros.
+    name = _unused_name(conv.input[1].removesuffix(".weight") + ".bias", constants)
+    constants[name] = graph.initializer.add()
+    constants[name].CopyFrom(numpy_helper.from_array(new_bias, name))
+    del conv.input[2:]
+    conv.input.append(name)
     conv.output[0] = norm.output[0]
+
+
+def _unused_name(name: str, taken: Container[str]) -> str:
+    return next(
+        candidate
+        for candidate in itertools.chain([name], (f"{name}.{i}" for i in itertools.count(1)))
+        if candidate not in taken
+    )
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
