@@ -28,6 +28,9 @@ SCHEMA = "edgekit/bundle/1"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
+GRAPH = "source.graph.json"
+"""The graph of an ONNX source without its weights; there when passes made a torch module of it."""
+GRAPH_SCHEMA = "edgekit/graph/1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Bundle:
     def models(self) -> list[Path]:
         """The files that ship, `model.<target>.<precision>.onnx`."""
         return [self.path / name for name in sorted(self.manifest["files"]) if name.startswith("model.")]
+
+    @property
+    def has_module(self) -> bool:
+        """Whether it holds a PyTorch network, and not ONNX files alone."""
+        return WEIGHTS in self.manifest["files"]
 
     @property
     def base(self) -> Path:
@@ -147,43 +155,26 @@ def load_net(bundle: Bundle, trust: bool = False) -> Net:
     """The network of a bundle, bit-equal to what was sealed.
 
     Raises:
-        BadInput: the source runs the user's code and `trust` is false, or the weights do not fit.
+        BadInput: the source runs the user's code and `trust` is false, the bundle holds ONNX files alone, or the
+            weights do not fit.
     """
     from edgekit.net import Net, Source, build, edits_from_json
     from edgekit.schema import parse
+    from edgekit.weights import load_exact
 
     where = str(bundle.path / MANIFEST)
     source = parse(Source, bundle.manifest["source"], f"{where}, source")
     edits = edits_from_json(bundle.manifest["edits"], where)
-    module = build(source, edits, trust)
-    load_weights(module, bundle.path / WEIGHTS, bundle.manifest.get("aliases", {}))
+    module = build(source, edits, trust, _graph(bundle) if source.kind == "onnx" else None)
+    load_exact(module, bundle.path / WEIGHTS, bundle.manifest.get("aliases", {}))
     return Net(source, edits, module.eval())
 
 
-def load_weights(module: nn.Module, path: Path, aliases: dict[str, str] | None = None) -> None:
-    """Load safetensors strictly. Raises BadInput for a damaged file or for missing, unexpected and mis-shaped keys."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path}: cannot be read as safetensors ({error})") from None
-    state.update({name: state[kept] for name, kept in (aliases or {}).items() if kept in state})
-    wanted = module.state_dict()
-    problems = {
-        "missing": sorted(wanted.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - wanted.keys()),
-        "mis-shaped": sorted(
-            f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
-            for key in wanted.keys() & state.keys()
-            if state[key].shape != wanted[key].shape
-        ),
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in problems.items() if keys)
-        raise BadInput(f"{path}: does not fit the network: {listed}")
-    module.load_state_dict(state)
+def _graph(bundle: Bundle) -> dict[str, Any]:
+    """What an ONNX source is rebuilt from."""
+    if not bundle.has_module:
+        raise BadInput(f"{bundle.path}: comes from an ONNX file without any pass, so there is no PyTorch module in it")
+    return read_json(bundle.path / GRAPH, GRAPH_SCHEMA)
 
 
 def new_folder(path: Path) -> None:

@@ -69,7 +69,7 @@ def _from_bundle(
 
 
 def _rebuilt(bundle: Bundle, made: Recipe, wanted: Target, precision: str, data: Any, trust: bool, track: Track) -> Any:
-    if bundle.manifest["source"]["kind"] == "onnx":
+    if not bundle.has_module:
         model = read(bundle.base)
     else:
         model = export(load_net(bundle, trust).module, made.input, made.output, wanted, made.export.batch).model

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,11 +19,16 @@ from edgekit.errors import BadInput
 from edgekit.evaluate import Score, evaluate
 from edgekit.files import file_sha256, read_json, write_json
 from edgekit.graph import trace
-from edgekit.net import Net, Source, build, edits_from_json, edits_to_json, parse_spec
+from edgekit.net import Edit, Net, Source, build, edits_from_json, edits_to_json, parse_spec, weights_path
 from edgekit.onnx_file import io_tables, read
 from edgekit.recipe import Recipe
+from edgekit.rewrites.fold import for_torch
 from edgekit.schema import canonical, sha256, to_json
 from edgekit.targets import Target, target
+from edgekit.weights import load_exact, load_into
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WORK = ".work"
 
@@ -85,15 +90,39 @@ class Job:
         )
 
     def base(self) -> Net:
-        """The network before the first pass, with the weights of its card where it has some."""
+        """The network before the first pass, with the weights of its ONNX file, of the user's file or of its card."""
         seed_torch(self.seed)
+        if self.source.kind == "onnx":
+            return Net(self.source, (), self._imported())
         module = build(self.source, trust=True)  # the user named it on the command line and thereby runs it
         if self.source.weights:
-            path = package_data("models") / card(self.source.weights["card"])["weights"]
-            if (found := file_sha256(path)) != self.source.weights["sha256"]:
-                raise BadInput(f"{path}: is corrupt; its SHA-256 is {found[:16]}…, not the card's")
-            bundle.load_weights(module, path)
+            classes = self.source.args.get("classes")
+            loaded = load_into(module, self._weights_file(), classes if isinstance(classes, int) else None)
+            if loaded.skipped:
+                self.log(f"weights: {loaded}")
         return Net(self.source, (), module.eval())
+
+    def _weights_file(self) -> Path:
+        record = self.source.weights or {}
+        path = weights_path(self.model) or package_data("models") / card(record["card"])["weights"]
+        if (found := file_sha256(path)) != record["sha256"]:
+            raise BadInput(f"{path}: is corrupt; its SHA-256 is {found[:16]}…, not {record['sha256'][:16]}…")
+        return path
+
+    def _imported(self) -> nn.Module:
+        """The user's ONNX file as a module. Its graph is kept, and from there the module is built ever after."""
+        from edgekit.onnx_torch import graph_to_json, to_module
+
+        model = for_torch(read(Path(self.model)), self.recipe.input.shape, self.model)
+        write_json(self.out / bundle.GRAPH, graph_to_json(model))
+        return to_module(model)
+
+    def build(self, edits: Sequence[Edit]) -> nn.Module:
+        """The structure of the source with `edits`, without its weights."""
+        graph = None
+        if self.source.kind == "onnx":
+            graph = read_json(self.out / bundle.GRAPH, bundle.GRAPH_SCHEMA)
+        return build(self.source, edits, trust=True, graph=graph)
 
     def save_checkpoint(self, name: str, net: Net) -> None:
         aliases = bundle.save_weights(self.work / f"{name}.safetensors", net.module)
@@ -107,8 +136,8 @@ class Job:
             return None
         document = read_json(path, "edgekit/checkpoint/1")
         edits = edits_from_json(document["edits"], str(path))
-        module = build(self.source, edits, trust=True)
-        bundle.load_weights(module, path.with_suffix(".safetensors"), document["aliases"])
+        module = self.build(edits)
+        load_exact(module, path.with_suffix(".safetensors"), document["aliases"])
         return Net(self.source, edits, module.eval())
 
 
@@ -134,8 +163,6 @@ def prepare(
     source = parse_spec(model)
     own = io_tables(Path(model), io_file) if io_file or _describes_itself(source, model) else None
     settings = recipe.load(recipe_name, overrides, own)
-    if source.kind == "onnx" and settings.passes:
-        raise BadInput(f"{model}: is ONNX and passes work on torch modules; use a recipe without [[pass]] tables")
     data = datasets.load(specs, on_error, track, settings.output.labels)
     if settings.output.task == "classify" and settings.output.classes is not None:
         for samples in data.roles.values():

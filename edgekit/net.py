@@ -20,15 +20,21 @@ from edgekit.cards import card, cards
 from edgekit.errors import BadInput, unknown
 from edgekit.files import file_sha256
 from edgekit.nets import ZOO
+from edgekit.onnx_file import fingerprint
 from edgekit.schema import parse, to_json
 
 if TYPE_CHECKING:
     from torch import nn
 
+WEIGHTS_ARGUMENT = "weights"
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a base network comes from. `kind` "zoo" and "onnx" load for anyone; "factory" runs the user's code."""
+    """Where a base network comes from. `kind` "zoo" and "onnx" load for anyone; "factory" runs the user's code.
+
+    `weights` says what the base was loaded with: a card's own, or a file of the user's by name and hash.
+    """
 
     kind: Literal["zoo", "factory", "onnx"]
     name: str
@@ -63,24 +69,54 @@ class Net:
 
 
 def parse_spec(spec: str) -> Source:
-    """The source that a MODEL argument names: a zoo name or card with arguments, or `package.module:factory`.
+    """The source that a MODEL argument names: a zoo name or card with arguments, `package.module:factory` with
+    arguments, or a path ending in .onnx. The argument `weights` is reserved: a file to load (see `weights_path`).
 
     Raises:
-        BadInput: no such network; the known ones are listed and the nearest is named.
+        BadInput: no such network or file; the known ones are listed and the nearest is named.
     """
-    name, _, query = spec.partition("?")
-    args = {key: _literal(value) for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))}
+    name, given = _split_spec(spec)
+    args = {key: _literal(value) for key, value in given.items() if key != WEIGHTS_ARGUMENT}
     if name.endswith(".onnx"):
+        if given:
+            raise BadInput(f"{spec}: an ONNX file takes no arguments; it holds its own weights")
         return _onnx_source(Path(name))
+    weights = _weights_record(weights_path(spec))
     if ":" in name:
-        return Source("factory", name, args, sha256=_factory_hash(name))
+        return Source("factory", name, args, sha256=_factory_hash(name), weights=weights)
     if name in cards():
         entry = card(name)
-        weights = {"card": name, "sha256": entry["sha256"]} if "weights" in entry else None
+        if weights is None and "weights" in entry:
+            weights = {"card": name, "sha256": entry["sha256"]}
         return Source("zoo", entry.get("net", name), {**entry.get("args", {}), **args}, weights=weights)
     if name in ZOO:
-        return Source("zoo", name, args)
+        return Source("zoo", name, args, weights=weights)
     raise unknown("model", name, {*ZOO, *cards()})
+
+
+def weights_path(spec: str) -> Path | None:
+    """The file that a MODEL argument names as `weights=PATH`."""
+    given = _split_spec(spec)[1].get(WEIGHTS_ARGUMENT)
+    return None if given is None else Path(given)
+
+
+def _split_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """The name and the arguments as text. A + is a plus here, as in paths, and no space as in the web's queries."""
+    name, _, query = spec.partition("?")
+    try:
+        pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise BadInput(f"{spec}: {error}; write NAME?argument=value&argument=value") from None
+    return name, dict(pairs)
+
+
+def _weights_record(path: Path | None) -> dict[str, str] | None:
+    """Name and hash alone: where the file lies on this machine says nothing about the network."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file of weights")
+    return {"file": path.name, "sha256": file_sha256(path)}
 
 
 def _literal(text: str) -> int | float | bool | str:
@@ -97,7 +133,7 @@ def _literal(text: str) -> int | float | bool | str:
 def _onnx_source(path: Path) -> Source:
     if not path.is_file():
         raise BadInput(f"{path}: no such ONNX file")
-    return Source("onnx", path.name, sha256=file_sha256(path))
+    return Source("onnx", path.name, sha256=fingerprint(path))
 
 
 def _factory_hash(name: str) -> str:
@@ -111,29 +147,36 @@ def _factory_hash(name: str) -> str:
     return file_sha256(Path(spec.origin))
 
 
-def build(source: Source, edits: Sequence[Edit] = (), trust: bool = False) -> nn.Module:
+def build(
+    source: Source, edits: Sequence[Edit] = (), trust: bool = False, graph: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A module of the structure that `source` and `edits` describe, with fresh weights.
 
     Args:
         trust: whether a source that runs the user's code may do so.
+        graph: for an ONNX source, its graph (`onnx_torch.graph_to_json`), so that the file itself is not needed.
 
     Raises:
-        BadInput: an unknown network, wrong arguments, or a source that needs `trust`.
+        BadInput: an unknown network, wrong arguments, a source that needs `trust`, or a graph that cannot be built.
     """
-    module = _construct(source, trust)
+    module = _construct(source, trust, graph)
     for edit in edits:
         edit.apply(module)
     return module
 
 
-def _construct(source: Source, trust: bool) -> nn.Module:
+def _construct(source: Source, trust: bool, graph: Mapping[str, Any] | None) -> nn.Module:
     if source.kind == "zoo":
         if source.name not in ZOO:
             raise unknown("model", source.name, ZOO)
         return call_factory(ZOO[source.name], source.args, source.name)
     if source.kind == "factory":
         return _construct_factory(source, trust)
-    raise BadInput(f"{source.name}: an ONNX file has no torch module here; use a recipe without a [[pass]]")
+    if graph is None:
+        raise BadInput(f"{source.name}: an ONNX file becomes a module by `onnx_torch.to_module`; its graph is not here")
+    from edgekit.onnx_torch import module_from_graph
+
+    return module_from_graph(graph, source.name)
 
 
 def _construct_factory(source: Source, trust: bool) -> nn.Module:

@@ -17,11 +17,11 @@ import numpy as np
 
 from edgekit import bundle as bundles
 from edgekit import gate, profile, report
-from edgekit.bundle import GOLDEN, MANIFEST, WEIGHTS, Bundle
+from edgekit.bundle import GOLDEN, GRAPH, MANIFEST, WEIGHTS, Bundle
 from edgekit.context import Track, no_progress
 from edgekit.data import OnError
 from edgekit.engines import engine
-from edgekit.errors import NothingChanged, ParityError
+from edgekit.errors import BadInput, NothingChanged, ParityError
 from edgekit.export import PARITY_DB, export, finish, serialise
 from edgekit.files import read_json, write_bytes, write_json
 from edgekit.graph import trace
@@ -34,6 +34,7 @@ from edgekit.recipe import Step
 from edgekit.rewrites.fold import Fold
 from edgekit.schema import to_json
 from edgekit.targets import Target
+from edgekit.weights import load_exact
 
 if TYPE_CHECKING:
     import onnx
@@ -113,7 +114,7 @@ def load(path: str | Path, trust: bool = False) -> nn.Module:
 def _make(job: Job) -> None:
     """Everything up to the seal."""
     started = datetime.datetime.now(datetime.UTC)
-    if job.source.kind == "onnx":
+    if job.source.kind == "onnx" and not job.recipe.passes:
         steps, model = _read_onnx(job)
         files, sealed = _rewrite_all(job, steps, lambda _target: model, None), {}
     else:
@@ -121,7 +122,7 @@ def _make(job: Job) -> None:
         files = _rewrite_all(job, steps, lambda wanted: _exported(job, net, wanted), net)
         aliases = bundles.save_weights(job.out / WEIGHTS, net.module)
         _check_rebuild(job, net, aliases)
-        files.append(WEIGHTS)
+        files += [WEIGHTS, GRAPH] if job.source.kind == "onnx" else [WEIGHTS]
         sealed = {"edits": edits_to_json(net.edits), "aliases": aliases}
     _seal(job, steps, files, sealed, started)
 
@@ -132,6 +133,8 @@ def _make(job: Job) -> None:
 def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
     """Run or reload every pass; a row for the base and one for each network that a pass made."""
     base = job.base()
+    if job.source.kind == "onnx":
+        _check_import(job, base)
     steps = [_stage(job, base, "base", job.out / job.base_file, 0)]
     net = base
     for index, step in enumerate(job.recipe.passes, 1):
@@ -143,6 +146,21 @@ def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
         path = job.out / _shipped(job.targets[0], "fp32") if last else job.work / f"stage-{index:02}.{step.name}.onnx"
         steps.append(_stage(job, net, step.name, path, index))
     return steps, net
+
+
+def _check_import(job: Job, base: Net) -> None:
+    """The module that an ONNX file became, against the file; an image at a time, as the file's batch may be fixed."""
+    session = engine(job.targets[0].engine).load(serialise(read(Path(job.model))))
+    probe = job.probe(4)
+    expected = np.concatenate([session.run(image[None]) for image in probe])
+    try:
+        found = sqnr_db(expected, torch_predict(base.module)(probe))
+    except RuntimeError as error:
+        raise BadInput(f"{job.model}: its graph is tied to one batch size: {str(error).splitlines()[0]}") from error
+    if found < PARITY_DB:
+        raise ParityError(
+            f"{job.model}: PyTorch computes something else than the file: {found:.1f} dB, needed {PARITY_DB:.0f}"
+        )
 
 
 def _shipped(wanted: Target, precision: str) -> str:
@@ -174,10 +192,8 @@ def _stage(job: Job, net: Net, stage: str, path: Path, index: int) -> dict[str, 
 
 def _check_rebuild(job: Job, net: Net, aliases: dict[str, str]) -> None:
     """The invariant of every bundle, checked before it is sealed."""
-    from edgekit.net import build
-
-    module = build(net.source, net.edits, trust=True)
-    bundles.load_weights(module, job.out / WEIGHTS, aliases)
+    module = job.build(net.edits)
+    load_exact(module, job.out / WEIGHTS, aliases)
     probe = job.probe(4)
     if not np.array_equal(torch_predict(module)(probe), torch_predict(net.module)(probe)):
         raise ParityError("the network rebuilt from its edits computes something else; nothing was sealed")

@@ -7,6 +7,7 @@ tensors and plain containers only (`weights_only`), so a file that wants to run 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ def load_into(module: nn.Module, path: Path, classes: int | None = None) -> Repo
     excused = {*counters, *classifier}
     _refuse(path, {kind: [key for key in keys if key not in excused] for kind, keys in problems.items()}, wanted, state)
     fitting = {key: tensor for key, tensor in state.items() if key not in classifier}
-    module.load_state_dict(fitting, strict=False)
+    try:
+        module.load_state_dict(fitting, strict=False)
+    except (RuntimeError, NotImplementedError) as error:  # e.g. sparse or quantised tensors
+        raise BadInput(f"{path}: holds tensors of an unusual kind ({error})") from None
     return Report(len(fitting), (*classifier, *counters))
 
 
@@ -133,11 +137,14 @@ def _checkpoint(path: Path) -> State:
 
 def _unpickled(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle: what matters raises
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle raises whatever it likes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(
-            f"{path}: cannot be read without running code that it brings along "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); save its state_dict alone, best as .safetensors"
+            f"{path}: cannot be read without running code that it brings along ({reason}); "
+            f"save its state_dict alone, best as .safetensors"
         ) from None
 
 

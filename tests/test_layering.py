@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1] / "edgekit"
 # Left to right: a module imports only from its own group or from groups to its left.
 LAYERS = [
     {"errors"},
-    {"files", "schema", "progress", "parity", "terminal"},
+    {"files", "schema", "progress", "parity", "terminal", "onnx_data"},
     {"cards", "targets", "data", "nets"},
-    {"graph", "graph_onnx", "edits", "onnx_file", "evaluate"},
-    {"net", "channels"},
+    {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "evaluate", "weights"},
+    {"net", "channels", "removal"},
     {"context"},
     {"train"},
     {"passes"},

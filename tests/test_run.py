@@ -173,13 +173,35 @@ def test_disk_full_leaves_no_half_bundle(workspace, data, monkeypatch, tmp_path)
     assert not list((tmp_path / "out").glob("**/*tmp"))
 
 
-def test_an_onnx_file_never_leaves_onnx(bundle, workspace, data, tmp_path):
+def test_an_onnx_file_never_leaves_onnx(bundle, data, tmp_path):
     made = edgekit.compress(str(bundle.model("onnxruntime", "fp32")), "int8", data, tmp_path / "out", runs=8)
     assert [row["stage"] for row in made.manifest["steps"]] == ["base", "export", "int8"]
     assert made.manifest["steps"][0]["macs"] == bundle.manifest["steps"][1]["macs"]
     assert not (made.path / "weights.safetensors").exists()
-    with pytest.raises(BadInput, match="passes work on torch modules"):
-        edgekit.compress(str(made.base), str(workspace / "recipe.toml"), data, tmp_path / "two")
+    with pytest.raises(BadInput, match="no PyTorch module"):
+        edgekit.load(made.path)
+
+
+def test_passes_work_on_an_onnx_file_and_its_bundle_needs_the_file_no_more(bundle, workspace, data, tmp_path):
+    file = Path(shutil.copy(bundle.base, tmp_path / "foreign.onnx"))
+    made = edgekit.compress(str(file), str(workspace / "recipe.toml"), data, tmp_path / "out", runs=8)
+    file.unlink()
+    assert [row["stage"] for row in made.manifest["steps"]] == ["base", "prune", "distil", "int8"]
+    base, pruned = made.manifest["steps"][:2]
+    assert base["macs"] == bundle.manifest["steps"][0]["macs"] and pruned["macs"] <= 0.7 * base["macs"]
+    assert base["correct"] == bundle.manifest["steps"][0]["correct"]
+    assert made.manifest["source"]["name"] == "foreign.onnx" and "source.graph.json" in made.manifest["files"]
+    module, again = edgekit.load(made.path), edgekit.load(shutil.copytree(made.path, tmp_path / "elsewhere"))
+    x = np.random.default_rng(1).standard_normal((4, 3, 16, 16), np.float32)
+    assert np.array_equal(torch_predict(module)(x), torch_predict(again)(x))
+    assert sqnr_db(torch_predict(module)(x), engine("onnxruntime").load(made.model("onnxruntime", "fp32")).run(x)) > 60
+
+
+def test_an_onnx_file_that_wants_pictures_of_another_size(bundle, workspace, data, tmp_path):
+    with pytest.raises(BadInput, match=r"3, 16, 16\]; \[input\] makes \(batch, 3, 32, 32\)"):
+        edgekit.compress(
+            str(bundle.base), str(workspace / "recipe.toml"), data, tmp_path / "out", overrides=["input.size=32"]
+        )
 
 
 # Opening bundles
