@@ -1,8 +1,9 @@
 """Data: where pictures come from, which role each plays, and how they become a network's input.
 
-A SPEC names a source: `digits`, `folder:PATH`, `csv:PATH`, `npz:PATH` or `python:package.module:factory`. A source
-without splits of its own is split by content, 70/10/20, so that a picture keeps its role whatever is added, removed,
-renamed or listed in another order.
+A SPEC names a source: `digits`, `folder:PATH`, `csv:PATH`, `npz:PATH` or `python:package.module:factory` of pictures
+with a class each, `masks:PATH` with a class for each pixel, `coco:PATH` with boxes. A source without splits of its own
+is split by content, 70/10/20, so that a picture keeps its role whatever is added, removed, renamed or listed in another
+order.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from edgekit.data.arrays import ROLES, digits, npz, python
+from edgekit.data.boxes import coco
 from edgekit.data.images import csv_file, decode, folder
-from edgekit.data.input import Input, Output
+from edgekit.data.input import IGNORE, Input, Output, Task
+from edgekit.data.masks import masks
 from edgekit.data.samples import (
     Batch,
     Batches,
@@ -22,13 +25,18 @@ from edgekit.data.samples import (
     Progress,
     Sample,
     Samples,
+    Truth,
     check_labels,
+    check_masks,
+    check_names,
+    check_task,
     in_order,
     no_progress,
 )
 from edgekit.errors import BadInput, unknown
 
 __all__ = [
+    "IGNORE",
     "ROLES",
     "SOURCES",
     "Batch",
@@ -40,7 +48,12 @@ __all__ = [
     "Progress",
     "Sample",
     "Samples",
+    "Task",
+    "Truth",
     "check_labels",
+    "check_masks",
+    "check_names",
+    "check_task",
     "decode",
     "load",
     "no_progress",
@@ -54,6 +67,8 @@ SOURCES: dict[str, Callable[[str], Found]] = {
     "csv": csv_file,
     "npz": npz,
     "python": python,
+    "masks": masks,
+    "coco": coco,
 }
 
 
@@ -207,11 +222,17 @@ def _are_numbers(names: tuple[str, ...]) -> bool:
 
 
 def _renumbered(samples: list[Sample], names: tuple[str, ...] | None, classes: tuple[str, ...] | None) -> list[Sample]:
-    """The samples with their labels in the order of `classes` instead of the source's own `names`."""
+    """The samples with their classes in the order of `classes` instead of the source's own `names`."""
     if names is None or classes is None or names == classes or not set(names) <= set(classes):
         return samples  # labels that are numbers without names, or digits under the names that the recipe gives them
     numbers = [classes.index(name) for name in names]
-    return [dataclasses.replace(sample, label=numbers[sample.label]) for sample in samples]
+    return [_with_numbers(sample, numbers) for sample in samples]
+
+
+def _with_numbers(sample: Sample, numbers: list[int]) -> Sample:
+    if sample.truth is None:
+        return dataclasses.replace(sample, label=numbers[sample.label])
+    return dataclasses.replace(sample, truth=sample.truth.renumbered(numbers))
 
 
 def _check_overlap(roles: Mapping[str, list[Sample]]) -> None:

@@ -40,6 +40,21 @@ def decode(path: Path) -> np.ndarray:
         raise BadInput(f"{path}: cannot be decoded as an image ({error})") from error
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of the picture in a file, from its head.
+
+    Raises:
+        BadInput: the file cannot be read or is no picture.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception as error:  # as in `decode`
+        raise BadInput(f"{path}: cannot be decoded as an image ({error})") from error
+
+
 def _as_array(image) -> np.ndarray:  # type: ignore[no-untyped-def]  # PIL is imported only where it is used
     if image.mode.startswith("I;16"):
         return (np.asarray(image) >> 8).astype(np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BeforeValidator
@@ -15,9 +15,13 @@ from edgekit.errors import BadInput
 if TYPE_CHECKING:
     from PIL import Image
 
+Task = Literal["classify", "segment", "detect"]
+
 LARGEST_SIDE = 16_384
 # A crop first scales the whole picture; a long thin one would then need gigabytes for a strip of it.
 LARGEST_SCALED_PIXELS = 2**28
+# The class, in a mask, of pixels that are of no class: unknown, or outside the picture.
+IGNORE = 255
 
 PerChannel = Annotated[
     tuple[float, ...], BeforeValidator(lambda value: (value,) if isinstance(value, (int, float)) else value)
@@ -82,9 +86,44 @@ class Input:
         from PIL import Image
 
         pixels = Image.fromarray(_with_channels(_checked(image), gray=self.channels == "gray"))
-        array = np.asarray(_FITS[self.resize](pixels, self))  # (H, W) or (H, W, 3)
+        place = self._placement(pixels.height, pixels.width)
+        array = _placed(pixels, place, self.shape[1:], self.interpolation, fill=0)  # (H, W) or (H, W, 3)
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)  # (C, H, W)
         return np.ascontiguousarray(array[::-1] if self.channels == "bgr" else array)
+
+    def resized_mask(self, mask: np.ndarray) -> np.ndarray:
+        """A picture's classes, uint8 (h, w), as uint8 (H, W): where `resized` puts the picture, by the nearest pixel.
+
+        What lies outside the picture is IGNORE.
+
+        Raises:
+            BadInput: no such mask, or as `resized`.
+        """
+        from PIL import Image
+
+        mask = np.asarray(mask)
+        if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:
+            raise BadInput(f"a mask must be uint8 (H, W); got {mask.dtype} {mask.shape}")
+        place = self._placement(*mask.shape)
+        return _placed(Image.fromarray(np.ascontiguousarray(mask)), place, self.shape[1:], "nearest", fill=IGNORE)
+
+    def resized_boxes(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Boxes float (n, 5) of x1, y1, x2, y2, class in a picture of `height` × `width`, where `resized` puts them.
+
+        Boxes are cut off at the input's edges; what has nothing left inside is dropped: float64 (m, 5), m ≤ n.
+
+        Raises:
+            BadInput: as `resized`.
+        """
+        place, (_, input_h, input_w) = self._placement(height, width), self.shape
+        boxes = np.array(boxes, np.float64).reshape(-1, 5)
+        boxes[:, 0:4:2] = np.clip(boxes[:, 0:4:2] * (place.width / width) + place.left, 0, input_w)
+        boxes[:, 1:4:2] = np.clip(boxes[:, 1:4:2] * (place.height / height) + place.top, 0, input_h)
+        return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+
+    def _placement(self, height: int, width: int) -> _Placement:
+        """Where `resize` puts a picture of `height` × `width`: the one geometry of pictures, masks and boxes."""
+        return _FITS[self.resize](height, width, self)
 
     def normalised(self, batch: np.ndarray) -> np.ndarray:
         """uint8 (B, C, H, W) as float32 of the same shape; each value is the float64 result, rounded once."""
@@ -110,7 +149,7 @@ class Output:
     class_offset: outputs in front of them that stand for no class, such as TensorFlow's background.
     """
 
-    task: Literal["classify", "segment", "detect"] = "classify"
+    task: Task = "classify"
     classes: int | None = None
     labels: tuple[str, ...] | None = None
     class_offset: int = 0
@@ -131,7 +170,7 @@ class Output:
         """Logits (B, class_offset + classes, ...) without the offset: (B, classes, ...).
 
         Raises:
-            BadInput: the network has another number of outputs than this says.
+            BadInput: the network has another number of outputs than this says, or more than masks can number.
         """
         width = logits.shape[1] - self.class_offset if logits.ndim >= 2 else 0
         if width < 1 or (self.classes is not None and width != self.classes):
@@ -140,7 +179,35 @@ class Output:
                 f"the network's output is {tuple(logits.shape)}; [output] expects {wanted} on axis 1 "
                 f"after class_offset = {self.class_offset}"
             )
+        if self.task == "segment" and logits.shape[1] > IGNORE:
+            raise BadInput(f"the network has {logits.shape[1]} outputs; masks number at most {IGNORE} classes")
         return logits[:, self.class_offset :]
+
+    def channels(self, labels: Any) -> Any:
+        """The output that stands for each label, the inverse of `scores`; IGNORE in a mask stays what it is.
+
+        Args:
+            labels: whole numbers as a NumPy array or a PyTorch tensor, (B,) or, for segmentation, (B, H, W).
+        """
+        if self.task == "segment":
+            return labels + self.class_offset * (labels != IGNORE)
+        return labels + self.class_offset
+
+    def detections(self, found: np.ndarray) -> np.ndarray:
+        """One image's boxes (n, 6) of x1, y1, x2, y2, score, class without the offset: (m, 6), m ≤ n.
+
+        Rows whose class is then below 0 are background, or fill up an output of fixed length: they are left out.
+
+        Raises:
+            BadInput: another shape, or a class outside `classes`.
+        """
+        found = np.asarray(found, np.float64)
+        if found.ndim != 2 or found.shape[1] != 6:
+            raise BadInput(f"detections of an image must be (n, 6): x1, y1, x2, y2, score, class; got {found.shape}")
+        found = np.concatenate([found[:, :5], found[:, 5:] - self.class_offset], axis=1)
+        if self.classes is not None and (found[:, 5] >= self.classes).any():
+            raise BadInput(f"the network found class {found[:, 5].max():g}; [output] says classes = {self.classes}")
+        return found[found[:, 5] >= 0]
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
@@ -170,53 +237,63 @@ def _over_white(image: np.ndarray) -> np.ndarray:
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _scaled(image: Image.Image, height: int, width: int, input: Input) -> Image.Image:
+class _Placement(NamedTuple):
+    """A picture scaled to height × width, its corner at (top, left) of the input: negative where a crop cuts it off."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def _placed(image: Image.Image, place: _Placement, size: tuple[int, int], interpolation: str, fill: int) -> np.ndarray:
+    """The picture at its place on a canvas of `size` (H, W) filled with `fill`."""
     from PIL import Image
 
-    if height * width > LARGEST_SCALED_PIXELS:
-        raise BadInput(f"a picture of {image.height}×{image.width} is too long and thin for resize = 'crop'")
-    return image.resize((width, height), Image.Resampling[input.interpolation.upper()])
+    scaled = image.resize((place.width, place.height), Image.Resampling[interpolation.upper()])
+    if scaled.size != size[::-1]:
+        canvas = Image.new(image.mode, size[::-1], fill)
+        canvas.paste(scaled, (place.left, place.top))
+        scaled = canvas
+    return np.asarray(scaled)
 
 
-def _squash(image: Image.Image, input: Input) -> Image.Image:
-    return _scaled(image, *input.shape[1:], input)
+def _squash(_height: int, _width: int, input: Input) -> _Placement:
+    return _Placement(*input.shape[1:], 0, 0)
 
 
-def _crop(image: Image.Image, input: Input) -> Image.Image:
-    _, height, width = input.shape
-    cover_h, cover_w = round(height / input.crop), round(width / input.crop)
+def _crop(height: int, width: int, input: Input) -> _Placement:
+    _, input_h, input_w = input.shape
+    scaled_h, scaled_w = round(input_h / input.crop), round(input_w / input.crop)
     # Whole numbers, as this decides which side is the shorter one and must not depend on rounding.
-    if cover_h * image.width >= cover_w * image.height:
-        scaled = _scaled(image, cover_h, image.width * cover_h // image.height, input)
+    if scaled_h * width >= scaled_w * height:
+        scaled_w = width * scaled_h // height
     else:
-        scaled = _scaled(image, image.height * cover_w // image.width, cover_w, input)
-    left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
-    return scaled.crop((left, top, left + width, top + height))
+        scaled_h = height * scaled_w // width
+    if scaled_h * scaled_w > LARGEST_SCALED_PIXELS:
+        raise BadInput(f"a picture of {height}×{width} is too long and thin for resize = 'crop'")
+    return _Placement(scaled_h, scaled_w, -round((scaled_h - input_h) / 2), -round((scaled_w - input_w) / 2))
 
 
-def _pad(image: Image.Image, input: Input) -> Image.Image:
-    from PIL import Image
-
-    _, height, width = input.shape
-    ratio = min(height / image.height, width / image.width)
-    inner_h = min(height, max(1, round(image.height * ratio)))
-    inner_w = min(width, max(1, round(image.width * ratio)))
-    canvas = Image.new(image.mode, (width, height))
-    canvas.paste(_scaled(image, inner_h, inner_w, input), ((width - inner_w) // 2, (height - inner_h) // 2))
-    return canvas
+def _pad(height: int, width: int, input: Input) -> _Placement:
+    _, input_h, input_w = input.shape
+    ratio = min(input_h / height, input_w / width)
+    inner_h = min(input_h, max(1, round(height * ratio)))
+    inner_w = min(input_w, max(1, round(width * ratio)))
+    return _Placement(inner_h, inner_w, (input_h - inner_h) // 2, (input_w - inner_w) // 2)
 
 
-def _as_is(image: Image.Image, input: Input) -> Image.Image:
-    _, height, width = input.shape
-    if (image.height, image.width) != (height, width):
+def _as_is(height: int, width: int, input: Input) -> _Placement:
+    _, input_h, input_w = input.shape
+    if (height, width) != (input_h, input_w):
         raise BadInput(
-            f"a picture of {image.height}×{image.width} where [input] says {height}×{width} and resize = 'none'; "
+            f"a picture of {height}×{width} where [input] says {input_h}×{input_w} and resize = 'none'; "
             "write resize = 'squash', 'crop' or 'pad'"
         )
-    return image
+    return _Placement(height, width, 0, 0)
 
 
-_FITS: dict[str, Callable[[Image.Image, Input], Image.Image]] = {
+_FITS: dict[str, Callable[[int, int, Input], _Placement]] = {
     "squash": _squash,
     "crop": _crop,
     "pad": _pad,
