@@ -14,7 +14,8 @@ from edgekit.terminal import latency, make, si
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("stage", "params", "MACs", "file", "CIO", "top-1 torch", "top-1 file", "latency ms [95 %]")
+# The metric of each task that the table shows, and its title.
+METRICS = {"classify": ("top1", "top-1"), "segment": ("miou", "mIoU"), "detect": ("map", "mAP")}
 
 
 def rows(bundle: Bundle) -> list[dict[str, Any]]:
@@ -39,8 +40,19 @@ def base_row(bundle: Bundle) -> dict[str, Any]:
     return next(row for row in rows(bundle) if row["file"] == bundle.base.name)
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """One stage as short texts, in the order of COLUMNS."""
+def task(bundle: Bundle) -> str:
+    return bundle.manifest["output"].get("task", "classify")
+
+
+def columns(task: str) -> tuple[str, ...]:
+    """The titles of `cells`."""
+    title = METRICS[task][1]
+    return ("stage", "params", "MACs", "file", "CIO", f"{title} torch", f"{title} file", "latency ms [95 %]")
+
+
+def cells(row: dict[str, Any], task: str = "classify") -> tuple[str, ...]:
+    """One stage as short texts, in the order of `columns`."""
+    metric = METRICS[task][0]
     torch_metrics = row.get("metrics_torch") or {}
     return (
         row["stage"],
@@ -48,8 +60,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         si(row["macs"]),
         si(row["size_bytes"]) + "B",
         si(row["cio"]),
-        _percent(torch_metrics.get("top1")),
-        _percent(row.get("top1")),
+        _percent(torch_metrics.get(metric)),
+        _percent(row.get(metric)),
         latency(row.get("latency_ms")),
     )
 
@@ -59,9 +71,9 @@ def _percent(value: float | None) -> str:
 
 
 def table(bundle: Bundle) -> Table:
-    made = make(*COLUMNS)
+    made = make(*columns(task(bundle)))
     for row in rows(bundle):
-        made.add_row(*cells(row))
+        made.add_row(*cells(row, task(bundle)))
     return made
 
 
@@ -75,8 +87,9 @@ def verdict_line(verdict: Verdict) -> str:
 
 
 def markdown(bundle: Bundle, verdicts: Sequence[Verdict] = ()) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows(bundle)]
+    titles = columns(task(bundle))
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines += ["| " + " | ".join(cells(row, task(bundle))) + " |" for row in rows(bundle)]
     return "\n".join([*lines, *(["", verdicts_markdown(verdicts)] if verdicts else [])]) + "\n"
 
 

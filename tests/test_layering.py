@@ -12,7 +12,7 @@ LAYERS = [
     {"errors"},
     {"files", "schema", "progress", "parity", "terminal", "onnx_data"},
     {"cards", "targets", "data", "nets"},
-    {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "evaluate", "weights"},
+    {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"net", "channels", "removal"},
     {"context"},
     {"train"},

@@ -1,0 +1,85 @@
+"""Segmentation: "miou", the mean intersection over union, and "pixel_accuracy".
+
+With n[t, p] pixels of class t that the network gives class p:
+
+    IoU_c = n[c, c] / (Σ_p n[c, p] + Σ_t n[t, c] − n[c, c])        pixel accuracy = Σ_c n[c, c] / Σ n
+
+The mean is over the classes that occur in the labels or in the answers; pixels of class IGNORE count nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgekit.data import IGNORE, Output, Samples, check_masks, check_names, check_task
+from edgekit.errors import BadInput
+
+
+def confusion(logits: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """How many pixels of each class (row) got each answer (column): int64 (classes, classes).
+
+    Args:
+        logits: (B, classes, H, W); the answer is the first of the largest.
+        masks: whole numbers (B, H, W), 0 to classes - 1 or IGNORE.
+
+    Raises:
+        BadInput: NaN in the logits, or shapes that do not fit.
+    """
+    if logits.ndim != 4 or len(logits) != len(masks):
+        raise BadInput(f"logits must be (B, classes, H, W) with masks (B, H, W); got {logits.shape} and {masks.shape}")
+    if logits.shape[2:] != masks.shape[1:]:
+        found, wanted = ("×".join(map(str, shape)) for shape in (logits.shape[2:], masks.shape[1:]))
+        raise BadInput(
+            f"the network's output is {found} and the labels, of its input's size, are {wanted}; "
+            "let the network scale its output up to its input"
+        )
+    if np.isnan(logits).any():
+        raise BadInput("the network's output holds NaN; look for an overflow (fp16?) or broken weights")
+    classes = logits.shape[1]
+    known = masks != IGNORE
+    pairs = masks[known].astype(np.int64) * classes + logits.argmax(axis=1)[known]
+    return np.bincount(pairs, minlength=classes**2).astype(np.int64).reshape(classes, classes)
+
+
+def segment_metrics(counts: np.ndarray) -> dict[str, float]:
+    """{"miou", "pixel_accuracy"} of a confusion matrix int64 (classes, classes), in percent.
+
+    Raises:
+        BadInput: it counts no pixel.
+    """
+    if not counts.any():
+        raise BadInput(f"there is no labelled pixel to score: every one is {IGNORE}, or lies outside the input")
+    right = np.diag(counts)
+    union = counts.sum(axis=0) + counts.sum(axis=1) - right
+    occurs = union > 0
+    return {
+        "miou": 100 * float((right[occurs] / union[occurs]).mean()),
+        "pixel_accuracy": 100 * float(right.sum() / counts.sum()),
+    }
+
+
+class Segment:
+    """Adds up one confusion matrix, whatever the number of pictures."""
+
+    def __init__(self, samples: Samples, output: Output) -> None:
+        check_task(samples, "segment")
+        self._samples, self._output = samples, output
+        self._counts: np.ndarray | None = None
+
+    def add(self, outputs: np.ndarray, truths: np.ndarray, indices: Sequence[int]) -> None:
+        logits = self._output.scores(np.asarray(outputs))
+        classes = logits.shape[1]
+        if self._counts is None:
+            check_names(self._samples, classes)
+            self._counts = np.zeros((classes, classes), np.int64)
+        check_masks(self._samples, truths, indices, classes)
+        self._counts += confusion(logits, truths)
+
+    def result(self) -> dict[str, float]:
+        return segment_metrics(np.zeros((1, 1), np.int64) if self._counts is None else self._counts)
+
+    @property
+    def correct(self) -> tuple[bool, ...]:
+        return ()
