@@ -41,3 +41,29 @@ def calibrate(module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> 
 def tiny(classes: int = 4) -> nn.Module:
     torch.manual_seed(0)
     return calibrate(Tiny(classes), (3, 16, 16))
+
+
+class TinySegment(nn.Module):
+    """Fully convolutional, (B, 3, H, W) to (B, classes, H, W), with a skip that is concatenated after scaling up."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = ConvNorm(3, 16, 3, 2)
+        self.down = ConvNorm(16, 32, 3, 2)
+        self.deep = ConvNorm(32, 32, 3)
+        self.fuse = ConvNorm(48, 16)
+        self.classifier = nn.Conv2d(16, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = self.stem(x)
+        y = _scaled_to(self.deep(self.down(skip)), skip)
+        return _scaled_to(self.classifier(self.fuse(torch.cat([y, skip], 1))), x)
+
+
+def _scaled_to(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return nn.functional.interpolate(x, like.shape[2:], mode="bilinear", align_corners=True)
+
+
+def tiny_segment(classes: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return calibrate(TinySegment(classes), (3, 64, 64))

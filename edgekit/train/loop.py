@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt
 from torch import nn
 
 from edgekit.context import PassContext
-from edgekit.data import Samples
+from edgekit.data import Output, Samples, check_masks, check_task
 from edgekit.errors import BadInput, TrainingStopped
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -42,9 +42,10 @@ def fit(module: nn.Module, loss: Loss, schedule: Schedule, ctx: PassContext, lab
 
     Raises:
         TrainingStopped: the loss is not finite; names the step and where the weights of the last good epoch are.
-        BadInput: fewer images than one batch.
+        BadInput: fewer images than one batch, images of another task than [output] says, or boxes.
     """
     samples = ctx.data.role("train")
+    _check_trainable(samples, ctx.output, label)
     steps = len(samples) // schedule.batch
     if steps == 0:
         raise BadInput(f"{label}: {len(samples)} training images are fewer than a batch of {schedule.batch}")
@@ -57,7 +58,7 @@ def fit(module: nn.Module, loss: Loss, schedule: Schedule, ctx: PassContext, lab
     module.train()
     batches = _batches(samples, schedule, ctx)
     for step, (images, labels) in enumerate(ctx.track(batches, label, steps * schedule.epochs)):
-        value = loss(module(images), labels + ctx.output.class_offset, images)
+        value = loss(module(images), ctx.output.channels(labels), images)
         if not torch.isfinite(value):
             raise TrainingStopped(
                 f"{label}: the loss is {value.item()} at step {step} (epoch {step // steps + 1}); "
@@ -85,6 +86,15 @@ def warm_cosine(steps: int) -> Callable[[int], float]:
     return factor
 
 
+def _check_trainable(samples: Samples, output: Output, label: str) -> None:
+    check_task(samples, output.task)
+    if output.task == "detect":
+        raise BadInput(
+            f"{label}: detection networks cannot be trained here, as each has a loss of its own; remove the pass, "
+            "or train the pruned network in your own code"
+        )
+
+
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
@@ -99,5 +109,7 @@ def _batches(samples: Samples, schedule: Schedule, ctx: PassContext) -> Iterator
     whole = len(samples) // schedule.batch * schedule.batch
     for _ in range(schedule.epochs):
         order = rng.permutation(len(samples))[:whole]
-        for images, labels, _ in samples.batches(ctx.input, schedule.batch, order=order.tolist()):
+        for images, labels, indices in samples.batches(ctx.input, schedule.batch, order=order.tolist()):
+            if ctx.output.task == "segment" and ctx.output.classes is not None:
+                check_masks(samples, labels, indices, ctx.output.classes)
             yield torch.from_numpy(images).to(memory_format=torch.channels_last), torch.from_numpy(labels)
