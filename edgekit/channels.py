@@ -6,7 +6,11 @@ convolutions and linear layers unite an input label with the matching input slot
 only move data are run on the labels themselves, so concat, split, shuffle, flatten and padding need no rule of
 their own. What remains after union is a set of classes; all the slots of one class can only be removed together.
 
-An operation without a rule freezes every label it touches and is named in `Ties.frozen`: nothing is guessed.
+An operation without a rule freezes every label it touches and is named in `Ties.frozen`: nothing is guessed. Whether
+the code around the tensors allows a removal (a view by fixed numbers, say) is proven by `removal.py`, by trying.
+
+A module that holds channel counts of its own offers `channels(dim)` and `keep_channels(dim, keep)` (`SplitChannels`,
+`PadShortcut`); its slots then stand under the name `<module>.channels`.
 """
 
 from __future__ import annotations
@@ -38,17 +42,27 @@ class Group:
         return len(next(iter(self.slots.values())))
 
     @property
+    def width(self) -> int:
+        """How many channels of the layer that makes them one row holds."""
+        return len(next(iter(self.slots.values()))[0])
+
+    @property
     def name(self) -> str:
         """The first layer, in order of execution, that produces these channels."""
         return next(iter(self.slots))[0].rpartition(".")[0]
 
 
+Slots = dict[Axis, list[int]]
+"""The slots of one class: all of them go or stay together."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Ties:
-    """The groups whose channels can be removed, and for each frozen layer the reason it cannot."""
+    """The groups whose channels can be removed, for each frozen parameter the reason, and every class of slots."""
 
     groups: tuple[Group, ...]
     frozen: dict[str, str]
+    classes: tuple[Slots, ...]
 
 
 def ties(graph: Graph) -> Ties:
@@ -59,8 +73,8 @@ def ties(graph: Graph) -> Ties:
 class _Labeller:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.parent: list[int] = [0]  # label 0 is "nothing to remove": constants, the network's input
-        self.reason: dict[int, str] = {}
+        self.parent: list[int] = [0, 1]  # label 0: a constant, which fits any number of channels; 1: the input's
+        self.reason: dict[int, str] = {1: "it meets the network's input"}
         self.slot_base: dict[Axis, int] = {}
         self.slot_size: dict[Axis, int] = {}
         self.labels: dict[int, np.ndarray] = {}
@@ -68,7 +82,7 @@ class _Labeller:
 
     def run(self) -> Ties:
         for value in self.graph.inputs:
-            self.labels[value.index] = np.zeros((1,) * len(value.shape), np.int64)
+            self.labels[value.index] = np.ones((1,) * len(value.shape), np.int64)
         for op in self.graph.ops:
             self._follow(op)
         for value in self.graph.outputs:
@@ -103,9 +117,10 @@ class _Labeller:
                 self.reason.setdefault(self._find(int(label)), reason)
 
     def _slots(self, param: Value, axis: int) -> np.ndarray:
-        key = (str(param.param), axis)
+        return self._axis_slots((str(param.param), axis), param.shape[axis])
+
+    def _axis_slots(self, key: Axis, size: int) -> np.ndarray:
         if key not in self.slot_base:
-            size = param.shape[axis]
             self.slot_base[key], self.slot_size[key] = len(self.parent), size
             self.parent.extend(range(len(self.parent), len(self.parent) + size))
         return np.arange(self.slot_base[key], self.slot_base[key] + self.slot_size[key])
@@ -160,46 +175,93 @@ class _Labeller:
             return None  # a weight that is transposed or reshaped on its way to a product: its rule looks through
         if op.kind == "constant_pad_nd":
             return self._pad(op)
-        if op.kind in CUTTING and any(_varying(self._of(value)) == [_dim(op, value)] for value in inputs):
-            return self._stop(op, f"{op.kind} ({op.layer or 'top'}) cuts channels at fixed places")
-        full = {value.index: self._full(value) for value in inputs}
-        results = op.func(*_put(op.args, full), **_put(op.kwargs, full))
+        if op.kind.startswith("split"):
+            self._tie_parts(op)
+        spread = self._thin if op.kind == "cat" else self._full
+        values = {value.index: spread(value, op) for value in inputs}
+        results = op.func(*_put(op.args, values), **_put(op.kwargs, values))
         results = [results] if isinstance(results, torch.Tensor) else list(results)
         for output, result in zip(op.outputs, results):
             self.labels[output.index] = _squeeze(result.numpy())
-            if len(_varying(self.labels[output.index])) > 1:
-                self._freeze(self.labels[output.index], f"{op.kind} ({op.layer or 'top'}) spreads channels over axes")
+        if op.kind in ("view", "_unsafe_view", "reshape"):
+            self._tie_rows(op.outputs[0])
         return None
 
-    def _full(self, value: Value) -> torch.Tensor:
+    def _tie_parts(self, op: Op) -> None:
+        """Split: a module that holds the sizes follows any change; else equal parts must stay equal."""
+        x, labels = op.args[0], self._of(op.args[0])
+        sizes = op.args[1]
+        if _varying(labels) != [1]:
+            return
+        vector = np.broadcast_to(labels.ravel(), (x.shape[1],))
+        if op.layer in self.graph.holders:
+            self._unite(vector, self._axis_slots((f"{op.layer}.channels", 1), x.shape[1]))
+        elif isinstance(sizes, int) and x.shape[1] % sizes == 0:
+            parts = vector.reshape(-1, sizes)
+            self._unite(parts[:1], parts)
+
+    def _tie_rows(self, output: Value) -> None:
+        """A view that spreads channels over two axes (shuffle, heads) stays regular where whole columns go."""
+        labels = self._of(output)
+        axes = _varying(labels)
+        if len(axes) == 2 and len(output.shape) == 5:
+            self._unite(labels.take([0], axes[0]), labels)
+
+    def _thin(self, value: Value, op: Op) -> torch.Tensor:
+        """For concatenation: labels need their full length along that axis only, unless others vary as well."""
+        axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % len(value.shape)
+        if any(set(_varying(self._of(v))) - {axis} for v in values_in(op.args)):
+            return self._full(value, op)
+        shape = [size if index == axis else 1 for index, size in enumerate(value.shape)]
+        return torch.from_numpy(np.broadcast_to(self._of(value), shape).copy())
+
+    def _full(self, value: Value, _op: Op) -> torch.Tensor:
         return torch.from_numpy(np.broadcast_to(self._of(value), value.shape).copy())
 
     def _pad(self, op: Op) -> None:
         """Padding of height and width changes no channel; padding of channels puts a fixed number beside them."""
         x, amounts = op.args[:2]
-        if not any(amounts[4:]):
-            vector = _channel_vector(self._of(x), 1, x.shape[1])
-            if vector is None:
-                return self._stop(op, f"{op.layer or 'top'} pads a tensor that is no plain channel tensor")
-            self.labels[op.outputs[0].index] = _on_axis(vector, 1, len(x.shape))
-            return None
-        reason = f"channels are padded by a fixed number ({op.layer or 'top'})"
-        self._freeze(self._of(x), reason)
-        self.parent.append(fixed := len(self.parent))
-        self.reason[fixed] = reason
-        self.labels[op.outputs[0].index] = _squeeze(op.func(self._full(x), amounts, fixed).numpy())
+        vector = self.channel_vector(x, 1)
+        before, after = (*amounts[4:6], 0, 0)[:2]
+        if min(before, after) < 0:
+            return self._stop(op, f"{op.layer or 'top'} crops channels")
+        if op.layer in self.graph.holders:
+            fresh = self._axis_slots((f"{op.layer}.channels", 0), before + after)
+        else:
+            fresh = np.full(before + after, self._fixed(f"channels are padded by a fixed number ({op.layer or 'top'})"))
+            if before + after:
+                self._freeze(vector, self.reason[int(fresh[0])])
+        padded = np.concatenate([fresh[:before], vector, fresh[before:]])
+        self.labels[op.outputs[0].index] = _on_axis(padded, 1, len(x.shape))
         return None
 
+    def _fixed(self, reason: str) -> int:
+        """A new label that is frozen from the start."""
+        self.parent.append(label := len(self.parent))
+        self.reason[label] = reason
+        return label
+
+    def channel_vector(self, value: Value, axis: int) -> np.ndarray:
+        """One label for each index along `axis`; labels that share an index are united."""
+        labels = self._of(value)
+        axis %= labels.ndim
+        lead = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        if lead.shape[1] > 1:
+            self._unite(lead[:, :1], lead)
+        return np.broadcast_to(lead[:, 0], (value.shape[axis],))
+
     def _collect(self) -> Ties:
-        classes: dict[int, dict[Axis, list[int]]] = {}
+        classes: dict[int, Slots] = {}
         for axis, base in self.slot_base.items():
             for index in range(self.slot_size[axis]):
                 classes.setdefault(self._find(base + index), {}).setdefault(axis, []).append(index)
         frozen: dict[str, str] = {}
-        parallel: dict[tuple, list[dict[Axis, list[int]]]] = {}
+        parallel: dict[tuple, list[Slots]] = {}
         for root, slots in classes.items():
             if root in self.reason:
-                frozen.update({axis[0]: self.reason[root] for axis in slots})
+                for name, axis in slots:
+                    if axis == 0 or name not in frozen:  # what a layer makes tells more than what it reads
+                        frozen[name] = self.reason[root]
             else:
                 parallel.setdefault(tuple((axis, len(indices)) for axis, indices in slots.items()), []).append(slots)
         groups = [
@@ -207,7 +269,7 @@ class _Labeller:
             for rows in parallel.values()
             if len(rows) > 1 and _removable(rows[0])
         ]
-        return Ties(tuple(groups), frozen)
+        return Ties(tuple(groups), frozen, tuple(classes.values()))
 
 
 def _varying(labels: np.ndarray) -> list[int]:
@@ -215,15 +277,8 @@ def _varying(labels: np.ndarray) -> list[int]:
     return [axis for axis, size in enumerate(labels.shape) if size > 1]
 
 
-def _dim(op: Op, value: Value) -> int:
-    """The axis that a cutting operation works on: its first argument after the tensor, split's second."""
-    place = 2 if op.kind.startswith("split") else 1
-    dim = op.kwargs.get("dim", op.args[place] if len(op.args) > place else 0)
-    return dim % len(value.shape)
-
-
-def _removable(slots: dict[Axis, Any]) -> bool:
-    """Only channels that some layer produces and none needs whole; lone axes (a kernel's, say) are no channels."""
+def _removable(slots: Slots) -> bool:
+    """Only channels that some layer makes and another reads; lone axes (a kernel's, say) are no channels."""
     return any(axis == 0 for _, axis in slots) and any(axis == 1 for _, axis in slots)
 
 
@@ -246,14 +301,6 @@ def _squeeze(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _channel_vector(labels: np.ndarray, axis: int, size: int) -> np.ndarray | None:
-    """Labels along one axis; None where they also differ along another."""
-    others = [length for index, length in enumerate(labels.shape) if index != axis % labels.ndim]
-    if any(length > 1 for length in others):
-        return None
-    return np.broadcast_to(labels.ravel(), (size,))
-
-
 def _on_axis(vector: np.ndarray, axis: int, rank: int) -> np.ndarray:
     return vector.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
 
@@ -261,38 +308,35 @@ def _on_axis(vector: np.ndarray, axis: int, rank: int) -> np.ndarray:
 def _convolution(labeller: _Labeller, op: Op) -> None:
     x, weight, bias = op.args[:3]
     transposed, groups = op.args[6], op.args[8]
-    incoming = _channel_vector(labeller._of(x), 1, x.shape[1])
-    if incoming is None or weight.param is None:
-        return labeller._stop(op, f"{op.layer}: its input or weight is no plain channel tensor")
-    out, inner = (1, 0) if transposed else (0, 1)
-    outgoing = labeller._slots(weight, out)
+    if weight.param is None:
+        return labeller._stop(op, f"{op.layer} computes its weight")
+    incoming = labeller.channel_vector(x, 1)
+    # The output's channels: axis 0, or axis 1 of each group where transposed.
+    outgoing = labeller._slots(weight, 1 if transposed else 0)
+    inner = labeller._slots(weight, 0 if transposed else 1)
     if groups == 1:
-        labeller._unite(incoming, labeller._slots(weight, inner))
-    elif groups == x.shape[1] == op.outputs[0].shape[1]:  # depthwise: one set of channels
-        outgoing = labeller._slots(weight, 0)
-        labeller._unite(incoming, outgoing)
-    else:
-        return _grouped(labeller, op, incoming)
+        labeller._unite(incoming, inner)
+    elif transposed:
+        return labeller._stop(op, f"{op.layer} is a grouped transposed convolution")
+    elif groups == x.shape[1]:  # depthwise: each input channel makes the same number of outputs
+        labeller._unite(incoming[:, None], outgoing.reshape(groups, -1))
+    else:  # the same place in every group goes together, so that groups stay equal
+        labeller._unite(inner[None], incoming.reshape(groups, -1))
+        rows = outgoing.reshape(groups, -1)
+        labeller._unite(rows[:1], rows)
     if bias is not None:
         labeller._unite(outgoing, labeller._slots(bias, 0))
     labeller.labels[op.outputs[0].index] = _on_axis(outgoing, 1, len(x.shape))
     return None
 
 
-def _grouped(labeller: _Labeller, op: Op, incoming: np.ndarray) -> None:
-    labeller._freeze(incoming, f"{op.layer} is a grouped convolution")
-    labeller._stop(op, f"{op.layer} is a grouped convolution")
-    labeller.labels[op.outputs[0].index] = _on_axis(labeller._slots(op.args[1], 0), 1, len(op.args[0].shape))
-
-
 def _linear(labeller: _Labeller, op: Op) -> None:
     """`addmm(bias, x, weight.t())`: the weight arrives transposed, so its parameter is looked up behind it."""
     bias, x, weight = (None, *op.args) if op.kind == "mm" else op.args[:3]
     param = labeller.transposed.get(weight.index)
-    incoming = _channel_vector(labeller._of(x), -1, x.shape[-1])
-    if param is None or incoming is None:
+    if param is None or x.param:
         return labeller._stop(op, f"{op.kind} ({op.layer or 'top'}) multiplies tensors that are no layer's weight")
-    labeller._unite(incoming, labeller._slots(param, 1))
+    labeller._unite(labeller.channel_vector(x, -1), labeller._slots(param, 1))
     outgoing = labeller._slots(param, 0)
     if bias is not None:
         labeller._unite(outgoing, labeller._slots(bias, 0))
@@ -300,27 +344,57 @@ def _linear(labeller: _Labeller, op: Op) -> None:
     return None
 
 
-def _batch_norm(labeller: _Labeller, op: Op) -> None:
+def _channel_norm(labeller: _Labeller, op: Op) -> None:
+    """Batch norm: affine parameters and statistics go with their channel."""
     x = op.args[0]
-    labels = labeller._of(x)
+    vector = labeller.channel_vector(x, 1)
     for param in op.args[1:5]:
         if isinstance(param, Value) and param.param:
-            labeller._unite(labels, _on_axis(labeller._slots(param, 0), 1, len(x.shape)))
-    labeller.labels[op.outputs[0].index] = labels
+            labeller._unite(vector, labeller._slots(param, 0))
+    labeller.labels[op.outputs[0].index] = _on_axis(vector, 1, len(x.shape))
+
+
+def _layer_norm(labeller: _Labeller, op: Op) -> None:
+    """Layer norm over the last axis alone: its parameters go with their channel (and its statistics change)."""
+    x, shape, *affine = op.args[:4]
+    if len(shape) != 1:
+        return labeller._stop(op, f"{op.layer} normalises over several axes")
+    vector = labeller.channel_vector(x, -1)
+    for param in affine:
+        if param is not None and param.param:
+            labeller._unite(vector, labeller._slots(param, 0))
+    labeller.labels[op.outputs[0].index] = _on_axis(vector, -1, len(x.shape))
+    return None
+
+
+def _group_norm(labeller: _Labeller, op: Op) -> None:
+    """Group norm keeps whole groups: all channels of one go together."""
+    x, weight, bias, groups = op.args[0], op.args[1], op.args[2], op.args[6]
+    vector = labeller.channel_vector(x, 1)
+    rows = vector.reshape(groups, -1)
+    labeller._unite(rows[:, :1], rows)
+    for param in (weight, bias):
+        if param is not None and param.param:
+            labeller._unite(vector, labeller._slots(param, 0))
+    labeller.labels[op.outputs[0].index] = _on_axis(vector, 1, len(x.shape))
 
 
 def _keep_channels(labeller: _Labeller, op: Op) -> None:
     """Pooling and resizing: channels pass through, the rest of the shape does not matter."""
     x = next(values_in(op.args))
+    rank = len(x.shape)
+    reduced = (
+        [axis % rank for axis in op.args[1]] if op.kind in REDUCTIONS and len(op.args) > 1 and op.args[1] else None
+    )
+    if op.kind in REDUCTIONS and (reduced is None or any(axis in reduced for axis in _varying(labeller._of(x)))):
+        return labeller._stop(op, f"{op.kind} ({op.layer or 'top'}) mixes channels")
     labels = labeller._of(x)
-    vector = _channel_vector(labels, 1, x.shape[1]) if len(x.shape) > 1 else None
-    if op.kind in ("mean", "sum", "amax") and (len(op.args) < 2 or 1 in [axis % len(x.shape) for axis in op.args[1]]):
-        vector = None
     for output in op.outputs:
-        if vector is None or len(output.shape) < 2 or output.shape[1] != x.shape[1]:
-            labeller._stop(op, f"{op.kind} ({op.layer or 'top'}) mixes channels")
+        if reduced is not None and len(output.shape) < rank:
+            labeller.labels[output.index] = labels.squeeze(tuple(reduced))
         else:
-            labeller.labels[output.index] = _on_axis(vector, 1, len(output.shape))
+            labeller.labels[output.index] = labels
+    return None
 
 
 def _ignore(_labeller: _Labeller, _op: Op) -> None:
@@ -328,18 +402,20 @@ def _ignore(_labeller: _Labeller, _op: Op) -> None:
 
 
 Rule = Callable[[_Labeller, Op], None]
-CUTTING = frozenset("slice select split split_with_sizes unbind narrow index_select roll flip".split())
 BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
+REDUCTIONS = ("mean", "sum", "amax")
 POOLS = (
-    "max_pool2d_with_indices avg_pool2d mean sum amax _adaptive_avg_pool2d adaptive_max_pool2d "
+    "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
     "upsample_bilinear2d upsample_nearest2d upsample_bicubic2d"
 ).split()
 RULES: dict[str, Rule] = {
     "convolution": _convolution,
     "addmm": _linear,
     "mm": _linear,
-    **dict.fromkeys(BATCH_NORMS, _batch_norm),
-    **dict.fromkeys(POOLS, _keep_channels),
+    "native_layer_norm": _layer_norm,
+    "native_group_norm": _group_norm,
+    **dict.fromkeys(BATCH_NORMS, _channel_norm),
+    **dict.fromkeys((*REDUCTIONS, *POOLS), _keep_channels),
     **dict.fromkeys(CREATION, _ignore),
 }
 

@@ -13,8 +13,8 @@ from edgekit.errors import BadInput
 class KeepChannels:
     """Keep the channels `keep` (ascending) of the layer's output or input and delete the others.
 
-    A depthwise convolution has one set of channels: keep it with dim "out". In a grouped convolution whole groups
-    go, or the same number from each group.
+    A depthwise convolution has one set of channels: keep it with dim "out". A grouped convolution keeps the same
+    number in every group, and its input is indexed within a group.
     """
 
     layer: str
@@ -36,51 +36,95 @@ EDITS = {"keep_channels": KeepChannels}
 
 
 def channels(layer: nn.Module, dim: Literal["out", "in"]) -> int:
-    """How many channels a layer has on that side.
+    """How many channels of a layer can be told apart on that side; of a grouped convolution's input, those of a group.
 
     Raises:
         BadInput: the layer has no channels that could be removed.
     """
-    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels if dim == "out" else layer.in_channels // layer.groups
+    if isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1:
         return layer.out_channels if dim == "out" else layer.in_channels
     if isinstance(layer, nn.Linear):
         return layer.out_features if dim == "out" else layer.in_features
     if isinstance(layer, nn.BatchNorm2d):
         return layer.num_features
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_channels
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
+        return layer.normalized_shape[0]
+    if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
+        return layer.num_parameters
+    if hasattr(layer, "keep_channels"):
+        return layer.channels(dim)
     raise BadInput(f"cannot remove channels from {type(layer).__name__}")
 
 
 def _keep(layer: nn.Module, dim: Literal["out", "in"], keep: torch.Tensor) -> None:
-    if isinstance(layer, nn.BatchNorm2d):
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _select(layer, name, keep, 0)
-        layer.num_features = len(keep)
-    elif isinstance(layer, nn.Linear):
-        _select(layer, "weight", keep, 0 if dim == "out" else 1)
-        if dim == "out":
-            _select(layer, "bias", keep, 0)
-            layer.out_features = len(keep)
-        else:
-            layer.in_features = len(keep)
-    elif isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d):
         _keep_conv(layer, dim, keep)
+    elif isinstance(layer, nn.ConvTranspose2d):
+        _keep_transposed(layer, dim, keep)
+    elif isinstance(layer, nn.Linear):
+        _keep_linear(layer, dim, keep)
+    elif hasattr(layer, "keep_channels"):
+        layer.keep_channels(dim, keep.tolist())
     else:
-        raise BadInput(f"cannot remove channels from {type(layer).__name__}")
+        _keep_per_channel(layer, keep)
 
 
 def _keep_conv(layer: nn.Conv2d, dim: Literal["out", "in"], keep: torch.Tensor) -> None:
-    depthwise = layer.groups == layer.in_channels == layer.out_channels
-    if layer.groups > 1 and not depthwise:
-        raise BadInput("keep_channels: grouped convolutions other than depthwise ones cannot be pruned yet")
+    if dim == "in":
+        _select(layer, "weight", keep, 1)
+        layer.in_channels = layer.groups * len(keep)
+        return
+    each = layer.out_channels // layer.groups
+    _select(layer, "weight", keep, 0)
+    _select(layer, "bias", keep, 0)
+    if layer.groups == layer.in_channels and layer.groups > 1:
+        # Depthwise: each input channel keeps all of its outputs or none, and goes with them.
+        kept = torch.unique(keep // each)
+        if len(keep) != each * len(kept):
+            raise BadInput(f"keep_channels: a depthwise layer of {each} outputs a channel keeps all of them or none")
+        layer.in_channels = layer.groups = len(kept)
+    elif layer.groups > 1 and len(set(torch.bincount(keep // each, minlength=layer.groups).tolist())) > 1:
+        raise BadInput("keep_channels: a grouped convolution keeps the same number of channels in every group")
+    layer.out_channels = len(keep)
+
+
+def _keep_transposed(layer: nn.ConvTranspose2d, dim: Literal["out", "in"], keep: torch.Tensor) -> None:
+    _select(layer, "weight", keep, 1 if dim == "out" else 0)
     if dim == "out":
-        _select(layer, "weight", keep, 0)
         _select(layer, "bias", keep, 0)
         layer.out_channels = len(keep)
-        if depthwise:
-            layer.in_channels = layer.groups = len(keep)
     else:
-        _select(layer, "weight", keep, 1)
         layer.in_channels = len(keep)
+
+
+def _keep_linear(layer: nn.Linear, dim: Literal["out", "in"], keep: torch.Tensor) -> None:
+    _select(layer, "weight", keep, 0 if dim == "out" else 1)
+    if dim == "out":
+        _select(layer, "bias", keep, 0)
+        layer.out_features = len(keep)
+    else:
+        layer.in_features = len(keep)
+
+
+def _keep_per_channel(layer: nn.Module, keep: torch.Tensor) -> None:
+    """Norms and PReLU: one value a channel."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _select(layer, name, keep, 0)
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.num_features = len(keep)
+    elif isinstance(layer, nn.GroupNorm):
+        each = layer.num_channels // layer.num_groups
+        if len(keep) != each * len(torch.unique(keep // each)):
+            raise BadInput("keep_channels: group norm keeps whole groups")
+        layer.num_channels, layer.num_groups = len(keep), len(keep) // each
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = (len(keep),)
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = len(keep)
 
 
 def _select(layer: nn.Module, name: str, keep: torch.Tensor, axis: int) -> None:

@@ -112,6 +112,8 @@ class Graph:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     params: int
+    holders: frozenset[str] = frozenset()
+    """Modules that hold channel counts of their own (see channels.py)."""
 
     @property
     def macs(self) -> int:
@@ -230,7 +232,8 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
         raise BadInput(_explain(error, recorder.path, input_shape)) from error
     outputs = tuple(recorder.value(tensor) for tensor in tensors_in(result))
     params = sum(parameter.numel() for parameter in module.parameters())
-    return Graph(tuple(recorder.ops), (source,), outputs, params)
+    holders = frozenset(name for name, layer in module.named_modules() if hasattr(layer, "keep_channels"))
+    return Graph(tuple(recorder.ops), (source,), outputs, params, holders)
 
 
 def _explain(error: Exception, path: list[str], input_shape: Shape) -> str:

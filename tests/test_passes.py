@@ -1,7 +1,5 @@
 """Passes: what they decide, that they keep the invariant, and that they leave their input alone."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,7 @@ from edgekit.errors import BadInput
 from edgekit.graph import trace
 from edgekit.net import Net, Source, build, edits_from_json, edits_to_json, state_sha256
 from edgekit.passes import Distil, Finetune, Prune
+from edgekit.removal import prunable
 from edgekit.train.loop import warm_cosine
 from edgekit.train.losses import distillation
 from tests.nets import calibrate
@@ -144,7 +143,7 @@ def test_an_edit_slices_the_layer(layer, dim, keep):
                                  else torch.ones(1, layer.in_features))).all()  # fmt: skip
 
 
-def test_groups_that_are_no_layers_are_left_alone(ctx):
+def test_groups_that_are_no_layers_are_left_alone():
     """A learned scale outside any layer carries channels, and no edit can cut it."""
 
     class Scaled(torch.nn.Module):
@@ -157,6 +156,6 @@ def test_groups_that_are_no_layers_are_left_alone(ctx):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.out(self.c(self.b(self.a(x) * self.scale).relu()).relu().mean((2, 3)))
 
-    net = SimpleNamespace(module=Scaled())
-    groups = Prune(budget={"macs": 0.5})._groups(net.module, ctx)
+    net = Scaled()
+    groups = prunable(net, (3, 16, 16)).groups
     assert [group.name for group in groups] == ["b", "c"]

@@ -3,6 +3,7 @@
 No module is called twice in one forward pass, so that its path names what it computes, and none works in place.
 """
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -184,6 +185,14 @@ class SplitChannels(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return x.split(self.sizes, dim=1)
 
+    def channels(self, _dim: str) -> int:
+        return sum(self.sizes)
+
+    def keep_channels(self, _dim: str, keep: Sequence[int]) -> None:
+        """Keep these of the channels that come in."""
+        bounds = [0, *itertools.accumulate(self.sizes)]
+        self.sizes = [sum(low <= index < high for index in keep) for low, high in itertools.pairwise(bounds)]
+
 
 class PadShortcut(nn.Module):
     """Every `stride`-th pixel, with channels of zeros before and after: a shortcut without weights."""
@@ -197,6 +206,14 @@ class PadShortcut(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
         return functional.pad(x, (0, 0, 0, 0, self.c_before, self.c_after))
+
+    def channels(self, _dim: str) -> int:
+        return self.c_before + self.c_after
+
+    def keep_channels(self, _dim: str, keep: Sequence[int]) -> None:
+        """Keep these of the channels of zeros, counted from the first one before to the last one after."""
+        before = sum(index < self.c_before for index in keep)
+        self.c_before, self.c_after = before, len(keep) - before
 
 
 class Classifier(nn.Sequential):
