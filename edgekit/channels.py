@@ -259,8 +259,8 @@ class _Labeller:
         parallel: dict[tuple, list[Slots]] = {}
         for root, slots in classes.items():
             if root in self.reason:
-                for name, axis in slots:
-                    if axis == 0 or name not in frozen:  # what a layer makes tells more than what it reads
+                for name, side in slots:
+                    if side == 0 or name not in frozen:  # what a layer makes tells more than what it reads
                         frozen[name] = self.reason[root]
             else:
                 parallel.setdefault(tuple((axis, len(indices)) for axis, indices in slots.items()), []).append(slots)

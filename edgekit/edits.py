@@ -56,7 +56,7 @@ def channels(layer: nn.Module, dim: Literal["out", "in"]) -> int:
     if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
         return layer.num_parameters
     if hasattr(layer, "keep_channels"):
-        return layer.channels(dim)
+        return layer.channels(dim)  # type: ignore[operator]
     raise BadInput(f"cannot remove channels from {type(layer).__name__}")
 
 
@@ -68,7 +68,7 @@ def _keep(layer: nn.Module, dim: Literal["out", "in"], keep: torch.Tensor) -> No
     elif isinstance(layer, nn.Linear):
         _keep_linear(layer, dim, keep)
     elif hasattr(layer, "keep_channels"):
-        layer.keep_channels(dim, keep.tolist())
+        layer.keep_channels(dim, keep.tolist())  # type: ignore[operator]
     else:
         _keep_per_channel(layer, keep)
 
