@@ -10,6 +10,8 @@ import copy
 import dataclasses
 import hashlib
 import importlib
+import importlib.metadata
+import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,19 +29,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS_ARGUMENT = "weights"
+LIBRARIES = {"timm": "timm:create_model", "torchvision": "torchvision.models:get_model"}
+"""Packages of networks, with the function that makes one by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a base network comes from. `kind` "zoo" and "onnx" load for anyone; "factory" runs the user's code.
+    """Where a base network comes from. `kind` "zoo" and "onnx" load for anyone; "factory" and "library" run code that
+    is not edgekit's, so its file hash, or its package's version, is kept and compared.
 
     `weights` says what the base was loaded with: a card's own, or a file of the user's by name and hash.
     """
 
-    kind: Literal["zoo", "factory", "onnx"]
+    kind: Literal["zoo", "factory", "library", "onnx"]
     name: str
     args: dict[str, int | float | bool | str] = dataclasses.field(default_factory=dict)
     sha256: str | None = None
+    version: str | None = None
     weights: dict[str, str] | None = None
 
 
@@ -69,8 +75,10 @@ class Net:
 
 
 def parse_spec(spec: str) -> Source:
-    """The source that a MODEL argument names: a zoo name or card with arguments, `package.module:factory` with
-    arguments, or a path ending in .onnx. The argument `weights` is reserved: a file to load (see `weights_path`).
+    """The source that a MODEL argument names.
+
+    A zoo name or card, `timm:NAME`, `torchvision:NAME` or `package.module:factory`, each with arguments, or a path
+    ending in .onnx. The argument `weights` is reserved: a file to load (see `weights_path`).
 
     Raises:
         BadInput: no such network or file; the known ones are listed and the nearest is named.
@@ -82,6 +90,8 @@ def parse_spec(spec: str) -> Source:
             raise BadInput(f"{spec}: an ONNX file takes no arguments; it holds its own weights")
         return _onnx_source(Path(name))
     weights = _weights_record(weights_path(spec))
+    if (package := name.partition(":")[0]) in LIBRARIES:
+        return Source("library", name, args, version=_library_version(package), weights=weights)
     if ":" in name:
         return Source("factory", name, args, sha256=_factory_hash(name), weights=weights)
     if name in cards():
@@ -172,6 +182,8 @@ def _construct(source: Source, trust: bool, graph: Mapping[str, Any] | None) -> 
         return call_factory(ZOO[source.name], source.args, source.name)
     if source.kind == "factory":
         return _construct_factory(source, trust)
+    if source.kind == "library":
+        return _construct_library(source, trust)
     if graph is None:
         raise BadInput(f"{source.name}: an ONNX file becomes a module by `onnx_torch.to_module`; its graph is not here")
     from edgekit.onnx_torch import module_from_graph
@@ -187,6 +199,30 @@ def _construct_factory(source: Source, trust: bool) -> nn.Module:
             f"{source.name}: its file has changed (SHA-256 {found[:12]}…, expected {str(source.sha256)[:12]}…)"
         )
     return call_factory(source.name, source.args, source.name)
+
+
+def _library_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise BadInput(f"{package}: is not installed; pip install {package}, or name a network of the zoo") from None
+
+
+def _construct_library(source: Source, trust: bool) -> nn.Module:
+    package, _, name = source.name.partition(":")
+    if not trust:
+        raise BadInput(f"{source.name}: would run {package}'s code. If you trust it, say so with --trust")
+    if (found := _library_version(package)) != source.version:
+        raise BadInput(f"{source.name}: {package} is {found} here and was {source.version}; install that version")
+    module_name, _, function = LIBRARIES[package].partition(":")
+    try:
+        make = getattr(importlib.import_module(module_name), function)
+    except Exception as error:  # e.g. torchvision's operators are missing beside a CPU-only torch
+        raise BadInput(f"{package} {found} is installed but cannot be imported: {error}") from error
+    try:
+        return make(name, **source.args)
+    except Exception as error:
+        raise BadInput(f"{source.name}: {package} cannot make it: {error}") from error
 
 
 def call_factory(target: str, args: Mapping[str, Any], name: str) -> nn.Module:
