@@ -23,9 +23,7 @@ import numpy as np
 import torch
 
 from edgekit.graph import CREATION, MOVEMENT, POINTWISE, Graph, Op, Value, values_in
-
-Axis = tuple[str, int]
-"""A parameter axis: (parameter name, dimension)."""
+from edgekit.labels import Axis, Labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,60 +68,22 @@ def ties(graph: Graph) -> Ties:
     return _Labeller(graph).run()
 
 
-class _Labeller:
+class _Labeller(Labels):
     def __init__(self, graph: Graph) -> None:
+        super().__init__()
         self.graph = graph
-        self.parent: list[int] = [0, 1]  # label 0: a constant, which fits any number of channels; 1: the input's
-        self.reason: dict[int, str] = {1: "it meets the network's input"}
-        self.slot_base: dict[Axis, int] = {}
-        self.slot_size: dict[Axis, int] = {}
+        self.given = self.fixed("it meets the network's input")
         self.labels: dict[int, np.ndarray] = {}
         self.transposed = {o.outputs[0].index: o.args[0] for o in graph.ops if o.kind == "t" and o.args[0].param}
 
     def run(self) -> Ties:
         for value in self.graph.inputs:
-            self.labels[value.index] = np.ones((1,) * len(value.shape), np.int64)
+            self.labels[value.index] = np.full((1,) * len(value.shape), self.given)
         for op in self.graph.ops:
             self._follow(op)
         for value in self.graph.outputs:
-            self._freeze(self._of(value), "it is an output of the network")
+            self.freeze(self._of(value), "it is an output of the network")
         return self._collect()
-
-    # Union-find over labels. The root of a frozen class has a reason.
-
-    def _find(self, label: int) -> int:
-        while self.parent[label] != label:
-            self.parent[label] = self.parent[self.parent[label]]
-            label = self.parent[label]
-        return label
-
-    def _unite(self, left: np.ndarray, right: np.ndarray) -> None:
-        left, right = np.broadcast_arrays(left, right)
-        pairs = np.unique(np.stack([left.ravel(), right.ravel()], 1), axis=0)
-        for a, b in pairs:
-            if a and b:
-                self._union(int(a), int(b))
-
-    def _union(self, a: int, b: int) -> None:
-        a, b = sorted((self._find(a), self._find(b)))
-        if a != b:
-            self.parent[b] = a
-            if b in self.reason:
-                self.reason.setdefault(a, self.reason.pop(b))
-
-    def _freeze(self, labels: np.ndarray, reason: str) -> None:
-        for label in np.unique(labels):
-            if label:
-                self.reason.setdefault(self._find(int(label)), reason)
-
-    def _slots(self, param: Value, axis: int) -> np.ndarray:
-        return self._axis_slots((str(param.param), axis), param.shape[axis])
-
-    def _axis_slots(self, key: Axis, size: int) -> np.ndarray:
-        if key not in self.slot_base:
-            self.slot_base[key], self.slot_size[key] = len(self.parent), size
-            self.parent.extend(range(len(self.parent), len(self.parent) + size))
-        return np.arange(self.slot_base[key], self.slot_base[key] + self.slot_size[key])
 
     def _of(self, value: Value) -> np.ndarray:
         """Labels of a value, in a shape that broadcasts to the value's."""
@@ -137,7 +97,7 @@ class _Labeller:
         long = [axis for axis, size in enumerate(value.shape) if size > 1]
         if len(long) != 1:
             return np.zeros((1,) * len(value.shape), np.int64)
-        return self._slots(value, long[0]).reshape([-1 if axis == long[0] else 1 for axis in range(len(value.shape))])
+        return self.slots(value, long[0]).reshape([-1 if axis == long[0] else 1 for axis in range(len(value.shape))])
 
     def _follow(self, op: Op) -> None:
         rule = RULES.get(op.kind)
@@ -152,10 +112,10 @@ class _Labeller:
 
     def _stop(self, op: Op, reason: str) -> None:
         for value in values_in((op.args, op.kwargs)):
-            self._freeze(self._of(value), reason)
+            self.freeze(self._of(value), reason)
             if value.param:
                 for axis in range(len(value.shape)):
-                    self._freeze(self._slots(value, axis), reason)
+                    self.freeze(self.slots(value, axis), reason)
 
     def _pointwise(self, op: Op) -> None:
         values = list(values_in((op.args, op.kwargs)))
@@ -163,7 +123,7 @@ class _Labeller:
         merged = np.zeros((1,) * rank, np.int64)
         for value in values:
             labels = self._of(value)
-            self._unite(merged, labels)
+            self.unite(merged, labels)
             merged = np.where(merged == 0, labels, merged)
         for output in op.outputs:
             self.labels[output.index] = merged
@@ -195,17 +155,17 @@ class _Labeller:
             return
         vector = np.broadcast_to(labels.ravel(), (x.shape[1],))
         if op.layer in self.graph.holders:
-            self._unite(vector, self._axis_slots((f"{op.layer}.channels", 1), x.shape[1]))
+            self.unite(vector, self.axis_slots((f"{op.layer}.channels", 1), x.shape[1]))
         elif isinstance(sizes, int) and x.shape[1] % sizes == 0:
             parts = vector.reshape(-1, sizes)
-            self._unite(parts[:1], parts)
+            self.unite(parts[:1], parts)
 
     def _tie_rows(self, output: Value) -> None:
         """A view that spreads channels over two axes (shuffle, heads) stays regular where whole columns go."""
         labels = self._of(output)
         axes = _varying(labels)
         if len(axes) == 2 and len(output.shape) == 5:
-            self._unite(labels.take([0], axes[0]), labels)
+            self.unite(labels.take([0], axes[0]), labels)
 
     def _thin(self, value: Value, op: Op) -> torch.Tensor:
         """For concatenation: labels need their full length along that axis only, unless others vary as well."""
@@ -226,20 +186,14 @@ class _Labeller:
         if min(before, after) < 0:
             return self._stop(op, f"{op.layer or 'top'} crops channels")
         if op.layer in self.graph.holders:
-            fresh = self._axis_slots((f"{op.layer}.channels", 0), before + after)
+            fresh = self.axis_slots((f"{op.layer}.channels", 0), before + after)
         else:
-            fresh = np.full(before + after, self._fixed(f"channels are padded by a fixed number ({op.layer or 'top'})"))
+            fresh = np.full(before + after, self.fixed(f"channels are padded by a fixed number ({op.layer or 'top'})"))
             if before + after:
-                self._freeze(vector, self.reason[int(fresh[0])])
+                self.freeze(vector, self.reason[int(fresh[0])])
         padded = np.concatenate([fresh[:before], vector, fresh[before:]])
         self.labels[op.outputs[0].index] = _on_axis(padded, 1, len(x.shape))
         return None
-
-    def _fixed(self, reason: str) -> int:
-        """A new label that is frozen from the start."""
-        self.parent.append(label := len(self.parent))
-        self.reason[label] = reason
-        return label
 
     def channel_vector(self, value: Value, axis: int) -> np.ndarray:
         """One label for each index along `axis`; labels that share an index are united."""
@@ -247,14 +201,14 @@ class _Labeller:
         axis %= labels.ndim
         lead = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
         if lead.shape[1] > 1:
-            self._unite(lead[:, :1], lead)
+            self.unite(lead[:, :1], lead)
         return np.broadcast_to(lead[:, 0], (value.shape[axis],))
 
     def _collect(self) -> Ties:
         classes: dict[int, Slots] = {}
         for axis, base in self.slot_base.items():
             for index in range(self.slot_size[axis]):
-                classes.setdefault(self._find(base + index), {}).setdefault(axis, []).append(index)
+                classes.setdefault(self.find(base + index), {}).setdefault(axis, []).append(index)
         frozen: dict[str, str] = {}
         parallel: dict[tuple, list[Slots]] = {}
         for root, slots in classes.items():
@@ -312,20 +266,20 @@ def _convolution(labeller: _Labeller, op: Op) -> None:
         return labeller._stop(op, f"{op.layer} computes its weight")
     incoming = labeller.channel_vector(x, 1)
     # The output's channels: axis 0, or axis 1 of each group where transposed.
-    outgoing = labeller._slots(weight, 1 if transposed else 0)
-    inner = labeller._slots(weight, 0 if transposed else 1)
+    outgoing = labeller.slots(weight, 1 if transposed else 0)
+    inner = labeller.slots(weight, 0 if transposed else 1)
     if groups == 1:
-        labeller._unite(incoming, inner)
+        labeller.unite(incoming, inner)
     elif transposed:
         return labeller._stop(op, f"{op.layer} is a grouped transposed convolution")
     elif groups == x.shape[1]:  # depthwise: each input channel makes the same number of outputs
-        labeller._unite(incoming[:, None], outgoing.reshape(groups, -1))
+        labeller.unite(incoming[:, None], outgoing.reshape(groups, -1))
     else:  # the same place in every group goes together, so that groups stay equal
-        labeller._unite(inner[None], incoming.reshape(groups, -1))
+        labeller.unite(inner[None], incoming.reshape(groups, -1))
         rows = outgoing.reshape(groups, -1)
-        labeller._unite(rows[:1], rows)
+        labeller.unite(rows[:1], rows)
     if bias is not None:
-        labeller._unite(outgoing, labeller._slots(bias, 0))
+        labeller.unite(outgoing, labeller.slots(bias, 0))
     labeller.labels[op.outputs[0].index] = _on_axis(outgoing, 1, len(x.shape))
     return None
 
@@ -336,10 +290,10 @@ def _linear(labeller: _Labeller, op: Op) -> None:
     param = labeller.transposed.get(weight.index)
     if param is None or x.param:
         return labeller._stop(op, f"{op.kind} ({op.layer or 'top'}) multiplies tensors that are no layer's weight")
-    labeller._unite(labeller.channel_vector(x, -1), labeller._slots(param, 1))
-    outgoing = labeller._slots(param, 0)
+    labeller.unite(labeller.channel_vector(x, -1), labeller.slots(param, 1))
+    outgoing = labeller.slots(param, 0)
     if bias is not None:
-        labeller._unite(outgoing, labeller._slots(bias, 0))
+        labeller.unite(outgoing, labeller.slots(bias, 0))
     labeller.labels[op.outputs[0].index] = _on_axis(outgoing, -1, len(x.shape))
     return None
 
@@ -350,7 +304,7 @@ def _channel_norm(labeller: _Labeller, op: Op) -> None:
     vector = labeller.channel_vector(x, 1)
     for param in op.args[1:5]:
         if isinstance(param, Value) and param.param:
-            labeller._unite(vector, labeller._slots(param, 0))
+            labeller.unite(vector, labeller.slots(param, 0))
     labeller.labels[op.outputs[0].index] = _on_axis(vector, 1, len(x.shape))
 
 
@@ -362,7 +316,7 @@ def _layer_norm(labeller: _Labeller, op: Op) -> None:
     vector = labeller.channel_vector(x, -1)
     for param in affine:
         if param is not None and param.param:
-            labeller._unite(vector, labeller._slots(param, 0))
+            labeller.unite(vector, labeller.slots(param, 0))
     labeller.labels[op.outputs[0].index] = _on_axis(vector, -1, len(x.shape))
     return None
 
@@ -372,10 +326,10 @@ def _group_norm(labeller: _Labeller, op: Op) -> None:
     x, weight, bias, groups = op.args[0], op.args[1], op.args[2], op.args[6]
     vector = labeller.channel_vector(x, 1)
     rows = vector.reshape(groups, -1)
-    labeller._unite(rows[:, :1], rows)
+    labeller.unite(rows[:, :1], rows)
     for param in (weight, bias):
         if param is not None and param.param:
-            labeller._unite(vector, labeller._slots(param, 0))
+            labeller.unite(vector, labeller.slots(param, 0))
     labeller.labels[op.outputs[0].index] = _on_axis(vector, 1, len(x.shape))
 
 

@@ -21,7 +21,11 @@ threads_option = click.option(
     "--threads", type=click.IntRange(0), default=1, show_default=True, help="Threads of one inference."
 )
 data_option = click.option(
-    "--data", "data", multiple=True, metavar="[ROLE=]DATA", help="digits, folder:, csv:, npz: or python:."
+    "--data",
+    "data",
+    multiple=True,
+    metavar="[ROLE=]DATA",
+    help="digits, folder:, csv:, npz:, masks:, coco: or python:.",
 )
 io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")
 
@@ -106,7 +110,7 @@ def inspect(model: str, input_size: int | None, as_json: bool) -> None:
     multiple=True,
     required=True,
     metavar="[ROLE=]DATA",
-    help="digits, folder:, csv:, npz: or python:.",
+    help="digits, folder:, csv:, npz:, masks:, coco: or python:.",
 )
 @click.option("--out", type=PATH, required=True, help="Folder of the new bundle.")
 @click.option("--seed", default=0, show_default=True)

@@ -13,6 +13,7 @@ LAYERS = [
     {"files", "schema", "progress", "parity", "terminal", "onnx_data"},
     {"cards", "targets", "data", "nets"},
     {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
+    {"labels"},
     {"net", "channels", "removal"},
     {"context"},
     {"train"},
