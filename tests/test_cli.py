@@ -167,6 +167,14 @@ def test_verify(bundle, tmp_path):
     assert "is no bundle" in run("verify", tmp_path, code=2)[1]
 
 
+def test_verify_needs_no_torch(bundle):
+    code = (
+        "import sys; from pathlib import Path; from edgekit.verify import verify\n"
+        f"verify(Path({str(bundle.path)!r}))\nassert 'torch' not in sys.modules and 'onnx' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[1])
+
+
 def test_verify_finds_another_answer(bundle, tmp_path):
     """A bundle whose golden vectors were made by another network, sealed again."""
     import shutil

@@ -54,6 +54,18 @@ def test_weights_are_the_state_dict(bundle):
     assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
 
 
+def test_tied_tensors_are_stored_once(tmp_path):
+    from edgekit.weights import load_exact
+
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    aliases = bundles.save_weights(tmp_path / "w.safetensors", net)
+    assert aliases == {"1.weight": "0.weight"}
+    other = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    load_exact(other, tmp_path / "w.safetensors", aliases)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in net.state_dict().items())
+
+
 def test_profile_and_gates_name_the_seal(bundle):
     profile, gates = bundle.latest("profile"), bundle.latest("gates")
     assert profile["seal"] == gates["seal"] == bundle.seal
