@@ -18,6 +18,7 @@ LAYERS = [
     {"context"},
     {"train"},
     {"passes"},
+    {"quant"},
     {"export", "rewrites"},
     {"bundle"},
     {"engines"},

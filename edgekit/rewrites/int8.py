@@ -1,24 +1,30 @@
-"""Static int8 by ONNX Runtime's quantiser: uint8 activations, int8 weights per channel, Q/DQ form.
+"""Static int8 after training, in the form that the target's kernels take; needs calibration images, no labels.
 
-Where the target says so, weights keep to ±64 (`reduce_range`): the AVX2 kernels add pairs of uint8 × int8 products in
-saturating int16, and 255 · (|w₁| + |w₂|) must stay below 2¹⁵ for the answer to be the same on every processor.
+The steps, each of which can be switched off: channels are equalised across layers, the range of every tensor is found,
+weights are rounded layer by layer so that each layer's output stays closest to the float network's, given the errors
+made before it, and biases take up what shift is left. See `edgekit.quant` for the methods and their sources.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Gt
 
 from edgekit.context import RewriteContext
-from edgekit.errors import BadInput
+from edgekit.errors import BadInput, NothingChanged
+from edgekit.quant.calibrate import check_images, histograms
+from edgekit.quant.equalise import equalised
+from edgekit.quant.graph import Graph, Plan, plan, prepared
+from edgekit.quant.grid import Grid, activation_grid
+from edgekit.quant.ranges import Histogram, Method, find_range
+from edgekit.quant.targets import Scheme, scheme, violations
+from edgekit.quant.walk import FittedLayer, Walk, Weights
+from edgekit.quant.write import quantised_model
 from edgekit.rewrites.fold import QUANTISED
 
 if TYPE_CHECKING:
@@ -31,22 +37,73 @@ class Int8:
 
     Attributes:
         images: how many calibration images.
-        calibrate: how the range of an activation is found.
+        ranges: how the range of an activation is found.
+        equalise: scale channels between layers so that they share a range well.
+        weight_scale: the scale of a weight's channel by its largest value, or by the least squared error.
+        reconstruct: round weights to nearest, or for the closest output of each layer.
+        bias_correction: remove the shift of each layer's mean.
+        fit_images: how many of the images the last two work on.
     """
 
     images: Annotated[int, Gt(0)] = 200
-    calibrate: Literal["minmax", "entropy", "percentile"] = "minmax"
+    ranges: Method = "mse"
+    equalise: bool = False
+    weight_scale: Literal["max", "mse"] = "max"
+    reconstruct: Literal["none", "gptq"] = "gptq"
+    bias_correction: bool = True
+    fit_images: Annotated[int, Gt(0)] = 64
     precision: ClassVar[str | None] = "int8"
 
     def __call__(self, model: onnx.ModelProto, ctx: RewriteContext) -> onnx.ModelProto:
-        """Raises BadInput where the graph is quantised already, or nothing in it can be."""
+        """Raises BadInput where the graph is quantised already, nothing in it can be, or there are no usable images."""
+        return self.quantise(model, ctx)[0]
+
+    def quantise(self, model: onnx.ModelProto, ctx: RewriteContext) -> tuple[onnx.ModelProto, dict[str, Grid]]:
+        """The quantised model and its table: for each tensor how it is quantised. Raises as `__call__`."""
         if any(node.op_type in QUANTISED for node in model.graph.node):
-            raise BadInput("int8: the graph is quantised already")
-        if not any(node.op_type in ("Conv", "Gemm", "MatMul") for node in model.graph.node):
-            raise BadInput("int8: there is no convolution or linear layer to quantise")
-        quantised = _quantise(model, self, ctx)
-        ctx.log(f"int8: {self.images} calibration images, {count_quantised(quantised)} layers carry int8 weights")
-        return quantised
+            raise BadInput("int8: the graph is quantised already; give the float file")
+        wanted, model = scheme(ctx.target.name), prepared(model)
+        planned = plan(Graph(model), wanted)
+        model, found = self._calibrated(model, planned, ctx)
+        grids = _grids(found, planned, self.ranges, wanted)
+        layers = self._fitted(model, planned, grids, wanted, ctx)
+        result = quantised_model(model, planned, grids, layers, wanted)
+        _check(result, wanted, ctx)
+        return result, grids | _weight_grids(layers)
+
+    def _calibrated(
+        self, model: onnx.ModelProto, planned: Plan, ctx: RewriteContext
+    ) -> tuple[onnx.ModelProto, dict[str, Histogram]]:
+        """The model, equalised where asked for, and histograms of the tensors to quantise."""
+        bins = self.ranges != "minmax"
+        batches = self._batches(ctx, "calibrating")
+        found, channels = histograms(model, planned.tensors, batches, bins and not self.equalise)
+        first = found.get(model.graph.input[0].name)
+        if first is not None:
+            check_images(first.low, first.high)
+        ctx.log(f"int8: ranges of {len(found)} tensors by {self.ranges} over {_named_images(ctx, self.images)}")
+        if not self.equalise:
+            return model, found
+        model, pairs = equalised(model, channels)
+        ctx.log(f"int8: {pairs} pairs of layers equalised")
+        return model, histograms(model, planned.tensors, self._batches(ctx, "calibrating again"), bins)[0]
+
+    def _batches(self, ctx: RewriteContext, label: str) -> Iterable[np.ndarray]:
+        return ctx.track(ctx.calibration(self.images), label, self.images)
+
+    def _fitted(
+        self, model: onnx.ModelProto, planned: Plan, grids: dict[str, Grid], wanted: Scheme, ctx: RewriteContext
+    ) -> dict[str, FittedLayer]:
+        needs_images = self.bias_correction or self.reconstruct != "none"
+        images = min(self.images, self.fit_images) if needs_images else 0
+        batches = list(itertools.islice(ctx.calibration(images), images)) if images else []
+        weights = Weights(
+            wanted.weight_max, self.weight_scale, self.reconstruct, self.bias_correction, not wanted.float_bias
+        )
+        walk = Walk(model, Graph(model), planned, grids, wanted.activation_range, weights, ctx.seed)
+        layers = walk.run(batches, ctx.track)
+        _log_layers(layers, self, images, ctx)
+        return layers
 
 
 def count_quantised(model: onnx.ModelProto) -> int:
@@ -56,48 +113,53 @@ def count_quantised(model: onnx.ModelProto) -> int:
     return sum(node.input[1] in dequantised for node in layers)
 
 
-class _Reader:
-    """ONNX Runtime's quantiser asks for one feed after another until None."""
-
-    def __init__(self, name: str, batches: Iterator[np.ndarray]) -> None:
-        self.name, self.batches = name, batches
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {self.name: batch}
+def _named_images(ctx: RewriteContext, images: int) -> str:
+    """How many images, and the hash of their ids, by which a run can be told from another."""
+    if ctx.data is None:
+        return "no images"
+    samples = ctx.data.role("calibrate").subset(images, ctx.seed)
+    return f"{len(samples)} images (ids {samples.sha256[:12]})"
 
 
-def _quantise(model: onnx.ModelProto, settings: Int8, ctx: RewriteContext) -> onnx.ModelProto:
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-    methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-    batches = ctx.track(ctx.calibration(settings.images), "calibrating", settings.images)
-    options: dict[str, Any] = {
-        "quant_format": QuantFormat.QDQ,
-        "per_channel": True,
-        "reduce_range": ctx.target.reduce_range,
-        "activation_type": QuantType.QUInt8,
-        "weight_type": QuantType.QInt8,
-        "calibrate_method": CalibrationMethod[methods[settings.calibrate]],
-    }
-    with tempfile.TemporaryDirectory() as folder, _without_preprocess_hint():
-        # By path: given a model, the quantiser moves that model's weights out into a file of its own.
-        source, path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, source)
-        quantize_static(source, path, _Reader(model.graph.input[0].name, iter(batches)), **options)
-        return onnx.load(path)
+def _grids(found: dict[str, Histogram], planned: Plan, method: Method, wanted: Scheme) -> dict[str, Grid]:
+    """A grid for each tensor; those of a group get one that holds all their ranges."""
+    grids: dict[str, Grid] = {}
+    for group in planned.groups:
+        ends = [find_range(found[name], method, wanted.symmetric) for name in group]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        grid = activation_grid(low, high, wanted.symmetric, wanted.activation_range)
+        grids |= dict.fromkeys(group, grid)
+    return grids
 
 
-@contextlib.contextmanager
-def _without_preprocess_hint() -> Iterator[None]:
-    """The quantiser recommends a clean-up that `fold` has done."""
+def _weight_grids(layers: dict[str, FittedLayer]) -> dict[str, Grid]:
+    return {name: Grid(tuple(layer.scales.tolist()), 0, 0, True) for name, layer in layers.items()}
 
-    def other(record: logging.LogRecord) -> bool:
-        return "pre-processing" not in record.getMessage()
 
-    logging.getLogger().addFilter(other)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeFilter(other)
+def _log_layers(layers: dict[str, FittedLayer], settings: Int8, images: int, ctx: RewriteContext) -> None:
+    corrected = "biases corrected" if settings.bias_correction else "biases as they were"
+    ctx.log(
+        f"int8: {len(layers)} layers, scales by {settings.weight_scale}, reconstruction {settings.reconstruct}, "
+        f"{corrected}, on {images} images"
+    )
+    measured = {name: layer.sqnr_db for name, layer in layers.items() if layer.sqnr_db is not None}
+    if measured:
+        worst = sorted(measured, key=lambda name: measured[name])[:3]
+        last = list(measured)[-1]
+        ctx.log(
+            "int8: worst layers "
+            + ", ".join(f"{name} {measured[name]:.1f} dB" for name in worst)
+            + f"; the last, {last}, {measured[last]:.1f} dB"
+        )
+    for name, layer in layers.items():
+        if layer.raised:
+            channels = ", ".join(map(str, layer.raised[:8])) + (", …" if len(layer.raised) > 8 else "")
+            ctx.log(f"int8: {name}: near-dead channels {channels}: their scale is raised so that the bias fits int32")
+
+
+def _check(model: onnx.ModelProto, wanted: Scheme, ctx: RewriteContext) -> None:
+    """Say what of the target's rules could not be kept; no int8 layer at all is an error."""
+    if count_quantised(model) == 0:
+        raise NothingChanged("int8: no layer carries int8 weights")
+    for line in violations(model, wanted):
+        ctx.log(f"int8: {line}")

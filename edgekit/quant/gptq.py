@@ -1,0 +1,108 @@
+"""Rounding weights so that the layer's output, not the weight, comes out closest.
+
+For a layer y = W x with inputs x̂ that are already quantised and the float output y as target, the quadratic
+
+    E‖Ŵ x̂ − W x‖² = tr (Ŵ − W*) H (Ŵ − W*)ᵀ + const,   H = E[x̂ x̂ᵀ],   W* = W + W E[(x − x̂) x̂ᵀ] (H + λI)⁻¹
+
+(x centred: means belong to the bias). Ŵ on the grid is found column by column as GPTQ does (Frantar et al. 2022,
+arXiv 2210.17323): with U the upper Cholesky factor of (H + λI)⁻¹, rounding column j leaves the error
+e = (w_j − q_j) / U_jj, and the columns to come take it up, W_k −= e U_jk; columns of large H_jj first. Then coordinate
+descent on the same quadratic (Behdin et al. 2023, QuantEase, arXiv 2309.01885), each step of which can only lower it:
+
+    q_j ← round( (W*_j + sum_{k≠j} (W*_k − Ŵ_k) H_kj / H_jj) / s )
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgekit.quant.grid import rounded
+
+DAMP = 0.01
+TRUST = 0.1
+"""λ of the target: so many images say only so much about how errors of inputs go together; more trust fits noise."""
+BLOCK = 64
+
+
+def least_squares_target(weight: np.ndarray, hessian: np.ndarray, cross: np.ndarray, damp: float = TRUST) -> np.ndarray:
+    """W*: the float weights (G, O, K) that make up for the error of the layer's inputs.
+
+    Args:
+        hessian: (G, K, K) of the quantised inputs.
+        cross: (G, K, K), E[(x − x̂) x̂ᵀ].
+    """
+    shift = np.linalg.solve(damped(hessian, damp), (weight @ cross).transpose(0, 2, 1))
+    return weight + shift.transpose(0, 2, 1)
+
+
+def damped(hessian: np.ndarray, damp: float = DAMP) -> np.ndarray:
+    """H + λI, λ a share of the mean diagonal, so that inputs that are always 0 leave it invertible."""
+    size = hessian.shape[-1]
+    mean = np.trace(hessian, axis1=1, axis2=2) / size
+    return hessian + (damp * np.maximum(mean, 1e-12))[:, None, None] * np.eye(size)
+
+
+def quadratic(weight: np.ndarray, other: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """(G, O): (w − v) H (w − v)ᵀ of each row."""
+    error = weight - other
+    return np.einsum("gok,gok->go", error @ hessian, error)
+
+
+def gptq(weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, high: int, sweeps: int = 2) -> np.ndarray:
+    """Integers (G, O, K) in ±high for weights (G, O, K) on scales (G, O); no row is worse than rounding to nearest."""
+    smooth = damped(hessian)
+    order = np.argsort(-np.diagonal(smooth, axis1=1, axis2=2), axis=1, kind="stable")  # (G, K)
+    sorted_weight = np.take_along_axis(weight, order[:, None], axis=2)
+    sorted_hessian = np.take_along_axis(np.take_along_axis(smooth, order[:, :, None], 1), order[:, None], 2)
+    found = _columns(sorted_weight, scale, _factor(sorted_hessian), high)
+    result = np.empty_like(found)
+    np.put_along_axis(result, order[:, None], found, axis=2)
+    nearest = rounded(weight, scale, high)
+    better = quadratic(result * scale[..., None], weight, smooth) < quadratic(
+        nearest * scale[..., None], weight, smooth
+    )
+    return descend(np.where(better[..., None], result, nearest), weight, scale, smooth, high, sweeps)
+
+
+def _factor(hessian: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor U of H⁻¹ = Uᵀ U."""
+    return np.linalg.cholesky(np.linalg.inv(hessian)).transpose(0, 2, 1).astype(np.float32)
+
+
+def _columns(weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, high: int) -> np.ndarray:
+    """GPTQ's loop, in blocks so that most of the work is matrix products."""
+    left, scale = (
+        weight.astype(np.float32),
+        scale.astype(np.float32),
+    )  # half the memory traffic; H was inverted in float64
+    result = np.empty_like(left)
+    size = weight.shape[2]
+    for start in range(0, size, BLOCK):
+        end = min(start + BLOCK, size)
+        errors = np.empty((*weight.shape[:2], end - start), np.float32)
+        for j in range(start, end):
+            result[:, :, j] = np.clip(np.rint(left[:, :, j] / scale), -high, high)
+            errors[:, :, j - start] = (left[:, :, j] - result[:, :, j] * scale) / factor[:, None, j, j]
+            left[:, :, j:end] -= errors[:, :, j - start, None] * factor[:, None, j, j:end]
+        left[:, :, end:] -= errors @ factor[:, start:end, end:]
+    return result
+
+
+def descend(
+    integers: np.ndarray, weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, high: int, sweeps: int
+) -> np.ndarray:
+    """Coordinate descent from given integers; stops when a sweep changes nothing."""
+    gradient = ((weight - integers * scale[..., None]) @ hessian).astype(np.float32)  # (G, O, K)
+    integers, scale, hessian = (array.astype(np.float32) for array in (integers, scale, hessian))
+    for _ in range(sweeps):
+        before = integers.copy()
+        for j in range(weight.shape[2]):
+            step = gradient[:, :, j] / (hessian[:, None, j, j] * scale)
+            moved = np.clip(np.rint(integers[:, :, j] + step), -high, high)
+            change = (moved - integers[:, :, j]) * scale
+            if change.any():
+                gradient -= change[..., None] * hessian[:, None, j]
+                integers[:, :, j] = moved
+        if np.array_equal(before, integers):
+            break
+    return integers

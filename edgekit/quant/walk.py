@@ -1,0 +1,214 @@
+"""Layer by layer in the order of the graph: every layer is fitted to the inputs that the layers before it, quantised
+already, will give it, with the float network's output as target. The two streams of activations run side by side, and a
+tensor is dropped after its last reader.
+
+Bias correction (Nagel et al. 2019, arXiv 1906.04721, section 4.2, by calibration): with ŷ the output of the quantised
+layer on quantised inputs, b ← b + E[y] − E[ŷ] per channel makes the means equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgekit.quant.gptq import gptq, least_squares_target
+from edgekit.quant.graph import Graph, Plan, layer_matrix, layer_weight
+from edgekit.quant.grid import Grid, bias_floor, fake_quantised, max_scales, mse_scales, rounded
+from edgekit.quant.inputs import sampled_rows
+from edgekit.quant.session import NodeRunner
+
+if TYPE_CHECKING:
+    import onnx
+
+ROW_VALUES = 12_000_000
+"""Most numbers of a layer's sampled inputs that are held at once."""
+MOST_ROWS = 24576
+Batches = list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """How weights are found: the fields of the rewrite that concern them."""
+
+    high: int
+    scale: Literal["max", "mse"]
+    reconstruct: Literal["none", "gptq"]
+    bias_correction: bool
+    floor: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedLayer:
+    """A quantised layer: integers of the weight's shape, scales (C_out,), and the float bias, None without one."""
+
+    integers: np.ndarray
+    scales: np.ndarray
+    bias: np.ndarray | None
+    raised: tuple[int, ...]
+    """Channels whose scale the bias raised: near-dead ones."""
+    sqnr_db: float | None = None
+    """Of the layer's output, with all that was quantised before it, on the images that it was fitted to."""
+
+
+class Walk:
+    """Fits every layer of a prepared model."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        graph: Graph,
+        planned: Plan,
+        grids: dict[str, Grid],
+        limits: tuple[int, int],
+        weights: Weights,
+        seed: int,
+    ) -> None:
+        self.graph, self.plan, self.grids, self.limits, self.weights = graph, planned, grids, limits, weights
+        self.runner = NodeRunner(model, graph)
+        self.rng = np.random.default_rng(seed)
+        self.streams: dict[str, tuple[Batches, Batches]] = {}  # tensor -> (float, quantised before its Q/DQ)
+
+    def run(self, images: Batches, track: Callable[[Iterable, str, int], Iterable]) -> dict[str, FittedLayer]:
+        """The fitted layers by node name. Without images each is fitted to its weights alone."""
+        layers = set(self.plan.layers)
+        if not images:
+            nodes = [node for node in self.graph.nodes if node.name in layers]
+            return {node.name: self._fit(node, [], []) for node in nodes}
+        self.streams[self.graph.inputs[0]] = (images, images)
+        left = {name: len(readers) for name, readers in self.graph.readers.items()}
+        fitted = {}
+        for node in track(self.graph.nodes, "fitting layers", len(self.graph.nodes)):
+            if node.name in layers:
+                fitted[node.name] = self._layer(node)
+            else:
+                session = self.runner.open(node)
+                self.streams[node.output[0]] = (
+                    self._forward(session, node, quantised=False),
+                    self._forward(session, node, quantised=True),
+                )
+            self._drop(node, left)
+        return fitted
+
+    def _drop(self, node: onnx.NodeProto, left: dict[str, int]) -> None:
+        for name in dict.fromkeys(node.input):
+            left[name] -= 1
+            if left[name] == 0:
+                self.streams.pop(name, None)
+
+    def _read(self, node: onnx.NodeProto, index: int, batch: int, quantised: bool) -> np.ndarray:
+        """An input of a node in one of the streams, through its Q/DQ where the node reads it so."""
+        name = node.input[index]
+        value = self.streams[name][quantised][batch]
+        if quantised and (node.name, index) in self.plan.edges:
+            return fake_quantised(value, self.grids[name], self.limits)
+        return value
+
+    def _forward(self, session, node: onnx.NodeProto, quantised: bool) -> Batches:  # type: ignore[no-untyped-def]
+        computed = [i for i, name in enumerate(node.input) if name in self.streams]
+        count = len(self.streams[node.input[computed[0]]][0])
+        return [
+            session.run(None, {node.input[i]: self._read(node, i, batch, quantised) for i in computed})[0]
+            for batch in range(count)
+        ]
+
+    def _layer(self, node: onnx.NodeProto) -> FittedLayer:
+        name = node.input[0]
+        floats = self.streams[name][0]
+        quants = [self._read(node, 0, batch, quantised=True) for batch in range(len(floats))]
+        fitted = self._fit(node, floats, quants)
+        exact = self.runner.open(node)
+        wanted = [exact.run(None, {name: batch})[0] for batch in floats]
+        session = self.runner.open(node, {node.input[1]: _dequantised(node, fitted)})
+        found = [session.run(None, {name: batch})[0] for batch in quants]
+        if self.weights.bias_correction and fitted.bias is not None:
+            fitted = dataclasses.replace(fitted, bias=fitted.bias + _remove_shift(wanted, found))
+        self.streams[node.output[0]] = (wanted, found)
+        return dataclasses.replace(fitted, sqnr_db=_sqnr_db(wanted, found))
+
+    def _fit(self, node: onnx.NodeProto, floats: Batches, quants: Batches) -> FittedLayer:
+        """Scales and integers; by the weights alone, or with the inputs' second moments where reconstruction is on."""
+        shape = self.graph.constants[node.input[1]].shape
+        target = layer_matrix(node, self.graph.constants[node.input[1]]).astype(np.float64)
+        hessian = None
+        if self.weights.reconstruct == "gptq" and floats and (node.op_type != "Conv" or len(shape) == 4):
+            hessian, cross = self._moments(node, shape, floats, quants)
+            target = least_squares_target(target, hessian, cross)
+        scales = self._scales(target, hessian)
+        bias = self._bias(node, target.shape[0] * target.shape[1])
+        floor = np.zeros(scales.shape)
+        if self.weights.floor and bias is not None:
+            floor = bias_floor(bias, self.grids[node.input[0]].scale[0]).reshape(scales.shape)
+        raised = np.flatnonzero(floor > scales)
+        scales = np.maximum(scales, floor).astype(np.float32).astype(np.float64)
+        if hessian is None:
+            integers = rounded(target, scales, self.weights.high)
+        else:
+            integers = gptq(target, scales, hessian, self.weights.high)
+        stored = layer_weight(node, integers.astype(np.int8), shape)
+        return FittedLayer(stored, scales.ravel().astype(np.float32), bias, tuple(raised.tolist()))
+
+    def _scales(self, target: np.ndarray, hessian: np.ndarray | None) -> np.ndarray:
+        if self.weights.scale == "max":
+            return max_scales(target, self.weights.high)
+        importance = None if hessian is None else np.diagonal(hessian, axis1=1, axis2=2)[:, None]
+        return mse_scales(target, self.weights.high, importance)
+
+    def _bias(self, node: onnx.NodeProto, channels: int) -> np.ndarray | None:
+        if len(node.input) > 2 and node.input[2]:
+            return np.broadcast_to(self.graph.constants[node.input[2]].astype(np.float64).ravel(), channels).copy()
+        if node.op_type == "MatMul" or not self.weights.bias_correction:
+            return None
+        return np.zeros(channels)
+
+    def _moments(
+        self, node: onnx.NodeProto, shape: tuple[int, ...], floats: Batches, quants: Batches
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """E[x̂ x̂ᵀ] and E[(x − x̂) x̂ᵀ] of centred inputs, (G, K, K)."""
+        groups, columns = layer_matrix(node, self.graph.constants[node.input[1]]).shape[::2]
+        rows = min(MOST_ROWS, max(512, ROW_VALUES // (groups * columns)))
+        per_image = max(1, rows // sum(len(batch) for batch in floats))
+        both = []
+        seed = int(self.rng.integers(2**31))
+        for stream in (floats, quants):
+            rng = np.random.default_rng(seed)  # the same positions in both
+            parts = [sampled_rows(node, shape, batch, rng, per_image) for batch in stream]
+            joined = np.concatenate(parts, axis=2)  # (G, K, n)
+            both.append(joined - joined.mean(axis=2, keepdims=True))
+        exact, quantised = both
+        n = exact.shape[2]
+        moved = quantised.transpose(0, 2, 1)
+        return (quantised @ moved).astype(np.float64) / n, ((exact - quantised) @ moved).astype(np.float64) / n
+
+
+def _dequantised(node: onnx.NodeProto, fitted: FittedLayer) -> np.ndarray:
+    """The weight as the runtime sees it."""
+    matrix = layer_matrix(node, fitted.integers.astype(np.float32))
+    matrix = matrix * fitted.scales.reshape(*matrix.shape[:2], 1)
+    return np.ascontiguousarray(layer_weight(node, matrix, fitted.integers.shape))
+
+
+def _remove_shift(wanted: Batches, found: Batches) -> np.ndarray:
+    """E[wanted] − E[found] per channel (C,), added to `found` in place."""
+    axis = 1 if wanted[0].ndim > 2 else -1
+    shift = _mean(wanted, axis) - _mean(found, axis)
+    shape = [1] * found[0].ndim
+    shape[axis] = -1
+    for batch in found:
+        batch += shift.astype(np.float32).reshape(shape)
+    return shift
+
+
+def _mean(batches: Batches, axis: int) -> np.ndarray:
+    """The mean of each channel over everything else, in float64."""
+    others = tuple(i for i in range(batches[0].ndim) if i != axis % batches[0].ndim)
+    total = sum(batch.sum(axis=others, dtype=np.float64) for batch in batches)
+    return total / sum(batch.size // batch.shape[axis] for batch in batches)
+
+
+def _sqnr_db(wanted: Batches, found: Batches) -> float:
+    signal = sum(float(np.vdot(batch, batch)) for batch in wanted)
+    noise = sum(float(np.vdot(error, error)) for error in (a - b for a, b in zip(wanted, found)))
+    return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
