@@ -34,9 +34,9 @@ def test_names_become_objects(tmp_path):
 
 
 def test_overrides(tmp_path):
-    found = load(tmp_path, GOOD, "prune.budget.macs=0.5", "prune.round_to=4", "input.size=64", "int8.calibrate=entropy")
+    found = load(tmp_path, GOOD, "prune.budget.macs=0.5", "prune.round_to=4", "input.size=64", "int8.ranges=kl")
     assert found.passes[0].run == Prune(budget={"macs": 0.5}, round_to=4)
-    assert found.input.size == 64 and found.rewrites[0].run.calibrate == "entropy"
+    assert found.input.size == 64 and found.rewrites[0].run.ranges == "kl"
 
 
 @pytest.mark.parametrize("name", sorted(recipe.known_recipes()))
