@@ -289,6 +289,50 @@ def test_bias_correction_removes_a_known_shift_exactly(images):
         assert (shift < limit).all() if limit else (shift > 3e-4).all()
 
 
+def test_products_of_tokens_and_shapes_that_are_computed(images):
+    """(B, C, H, W) -> tokens (B, H · W, C) -> product -> back, by shape arithmetic on whole numbers."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        ("Conv", ("x", "w"), "a", {}),
+        ("Shape", ("a",), "s", {"start": 0, "end": 2}),
+        ("Concat", ("s", "rest"), "t", {"axis": 0}),
+        ("Reshape", ("a", "t"), "b", {}),
+        ("Transpose", ("b",), "c", {"perm": [0, 2, 1]}),
+        ("MatMul", ("c", "m"), "d", {}),
+        ("Add", ("d", "bias"), "y", {}),
+    ]
+    constants = {
+        "w": rng.standard_normal((5, 3, 1, 1)),
+        "m": rng.standard_normal((5, 6)),
+        "bias": rng.standard_normal(6),
+    }
+    model = small(nodes, constants, ("n", 3, 16, 16))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "rest"))
+    result = Int8(images=8)(model, context(images))
+    x = next(images.role("test").batches(INPUT, 4))[0]
+    assert count_quantised(result) == 2 and sqnr_db(run(model, x), run(result, x)) > 25
+    assert violations(result, scheme("onnxruntime")) == []
+
+
+def test_parts_of_a_split_are_followed(images):
+    rng = np.random.default_rng(0)
+    model = small(
+        [("Conv", ("x", "w"), "a", {}), ("Conv", ("right", "v"), "y", {})],
+        {"w": rng.standard_normal((6, 3, 1, 1)), "v": rng.standard_normal((4, 3, 1, 1))},
+        ("n", 3, 16, 16),
+    )
+    model.graph.node.insert(1, helper.make_node("Split", ["a"], ["left", "right"], name="split", axis=1))
+    model.graph.output.append(helper.make_tensor_value_info("left", TensorProto.FLOAT, None))
+    result = Int8(images=8)(model, context(images))
+    x = next(images.role("test").batches(INPUT, 4))[0]
+    assert count_quantised(result) == 2 and sqnr_db(run(model, x), run(result, x)) > 25
+
+
+def test_a_file_of_fixed_batch(images):
+    model = small([("Conv", ("x", "w"), "y", {})], {"w": np.ones((2, 3, 1, 1))}, (3, 3, 16, 16))
+    assert count_quantised(Int8(images=8)(model, context(images))) == 1
+
+
 # The file
 
 
@@ -437,6 +481,14 @@ def test_raw_pixels_are_called_out(folded, images):
 def test_values_that_are_not_finite_are_named(images):
     model = small([("Conv", ("x", "w"), "y", {})], {"w": np.full((2, 3, 1, 1), 3e38)}, ("n", 3, 16, 16))
     with pytest.raises(BadInput, match="'y' holds values that are not finite"):
+        Int8(images=2)(model, context(images))
+
+
+def test_a_graph_within_a_node_is_refused(images):
+    model = small([("Conv", ("x", "w"), "y", {})], {"w": np.ones((2, 3, 1, 1))}, ("n", 3, 16, 16))
+    branch = helper.make_graph([], "b", [], [])
+    model.graph.node.append(helper.make_node("If", ["y"], ["z"], name="choose", then_branch=branch, else_branch=branch))
+    with pytest.raises(BadInput, match=r"choose \(If\) holds a graph"):
         Int8(images=2)(model, context(images))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +47,18 @@ def histograms(
                 top = np.maximum(value.max(axis=(0, 2, 3)), -value.min(axis=(0, 2, 3)))
                 channels[name] = np.maximum(channels.get(name, top), top)
     return found, channels
+
+
+def batch_size(model: onnx.ModelProto) -> int:
+    """Of a file of fixed batch; 1 where it is free."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    return dims[0].dim_value if dims and dims[0].dim_value > 0 else 1
+
+
+def whole(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The batches, the last one filled up with its last image: a file of fixed batch takes no fewer."""
+    for batch in batches:
+        yield batch if len(batch) == size else np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
 def _check_finite(name: str, value: np.ndarray) -> None:

@@ -42,11 +42,12 @@ class Graph:
                 self.readers.setdefault(name, []).append(node)
         self.inputs = [value.name for value in graph.input if value.name not in self.constants]
         self.outputs = {value.name for value in graph.output}
+        self.floats = _float_tensors(model)
         self.order = {name: index for index, node in enumerate(self.nodes) for name in node.output}
 
     def activations(self, node: onnx.NodeProto) -> list[str]:
-        """Names of the inputs that are computed."""
-        return [name for name in node.input if name and name not in self.constants]
+        """Names of the inputs that are computed and float; shapes that are computed are none."""
+        return [name for name in node.input if name in self.floats and name not in self.constants]
 
     def only_reader(self, name: str) -> onnx.NodeProto | None:
         """The one node that reads a tensor, where there is one and the tensor is no output of the graph."""
@@ -56,6 +57,20 @@ class Graph:
     def reads_alone(self, node: onnx.NodeProto, name: str) -> bool:
         reader = self.only_reader(name)
         return reader is not None and reader.name == node.name
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    """All tensors that shape inference does not know to be of another type."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    others = {
+        value.name
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED)
+    }
+    names = {name for node in model.graph.node for name in (*node.input, *node.output) if name}
+    return names - others
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -96,9 +111,16 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of opset 13 or newer in which all constants are initialisers and every node has a name of its own.
 
     Raises:
-        BadInput: the opset is older and cannot be converted.
+        BadInput: the opset is older and cannot be converted, or a node holds a graph of its own.
     """
     import onnx
+
+    for node in model.graph.node:
+        if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+            raise BadInput(
+                f"int8: {node.name or node.op_type} ({node.op_type}) holds a graph of its own, which cannot be "
+                f"quantised; export the network without branches and loops"
+            )
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -173,7 +195,7 @@ def plan(graph: Graph, wanted: Scheme) -> Plan:
         (node.name, index)
         for node in graph.nodes
         for index, name in enumerate(node.input)
-        if name in kept and node.name not in absorbed
+        if name in kept and node.name not in absorbed and node.op_type != "Shape"
     }
     return Plan(tuple(layers), _groups(graph, kept), frozenset(absorbed), frozenset(edges))
 
@@ -190,7 +212,7 @@ def _edges_of_layers(graph: Graph, layers: set[str]) -> set[tuple[str, int]]:
 def _runs_as_int8(graph: Graph, node: onnx.NodeProto, wanted: Scheme, layers: set[str]) -> bool:
     if node.op_type in LAYERS:
         return node.name in layers
-    if node.op_type not in wanted.int8_ops or len(node.output) != 1:
+    if node.op_type not in wanted.int8_ops or len(node.output) != 1 or node.output[0] not in graph.floats:
         return False
     two = node.op_type not in ("Add", "Mul") or len(graph.activations(node)) == len(node.input)
     concat = node.op_type != "Concat" or len(graph.activations(node)) == len(node.input)

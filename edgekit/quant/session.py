@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,18 +40,25 @@ class NodeRunner:
     def __init__(self, model: onnx.ModelProto, graph: Graph) -> None:
         self.graph, self.opsets, self.ir_version = graph, list(model.opset_import), model.ir_version
 
-    def open(self, node: onnx.NodeProto, changed: dict[str, np.ndarray] | None = None) -> Any:
-        """A session of the node, with some of its constants `changed`."""
-        from onnx import TensorProto, helper, numpy_helper
+    def open(
+        self, node: onnx.NodeProto, dtypes: Mapping[str, np.dtype], changed: dict[str, np.ndarray] | None = None
+    ) -> Any:
+        """A session of the node.
+
+        Args:
+            dtypes: of its computed inputs.
+            changed: other values for some of its constants.
+        """
+        from onnx import helper, numpy_helper
 
         values = {name: self.graph.constants[name] for name in node.input if name in self.graph.constants}
         values.update(changed or {})
-        fed = dict.fromkeys(name for name in node.input if name and name not in values)
+        fed = {name: helper.np_dtype_to_tensor_dtype(dtype) for name, dtype in dtypes.items()}
         inner = helper.make_graph(
             [node],
             "node",
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in fed],
-            [helper.make_empty_tensor_value_info(node.output[0])],
+            [helper.make_tensor_value_info(name, kind, None) for name, kind in fed.items()],
+            [helper.make_empty_tensor_value_info(name) for name in node.output if name],
             [numpy_helper.from_array(value, name) for name, value in values.items()],
         )
         return open_session(helper.make_model(inner, opset_imports=self.opsets, ir_version=self.ir_version))

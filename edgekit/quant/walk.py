@@ -84,11 +84,7 @@ class Walk:
             if node.name in layers:
                 fitted[node.name] = self._layer(node)
             else:
-                session = self.runner.open(node)
-                self.streams[node.output[0]] = (
-                    self._forward(session, node, quantised=False),
-                    self._forward(session, node, quantised=True),
-                )
+                self._forward(node, len(images))
             self._drop(node, left)
         return fitted
 
@@ -106,25 +102,31 @@ class Walk:
             return fake_quantised(value, self.grids[name], self.limits)
         return value
 
-    def _forward(self, session, node: onnx.NodeProto, quantised: bool) -> Batches:  # type: ignore[no-untyped-def]
+    def _forward(self, node: onnx.NodeProto, count: int) -> None:
+        """Run a node that is no layer in both streams."""
         computed = [i for i, name in enumerate(node.input) if name in self.streams]
-        count = len(self.streams[node.input[computed[0]]][0])
-        return [
-            session.run(None, {node.input[i]: self._read(node, i, batch, quantised) for i in computed})[0]
-            for batch in range(count)
-        ]
+        session = self.runner.open(node, {node.input[i]: self.streams[node.input[i]][0][0].dtype for i in computed})
+        names = [name for name in node.output if name]
+        both: list[list[Batches]] = [[[] for _ in names] for _ in range(2)]
+        for quantised, outputs in enumerate(both):
+            for batch in range(count):
+                feed = {node.input[i]: self._read(node, i, batch, bool(quantised)) for i in computed}
+                for stream, value in zip(outputs, session.run(names, feed)):
+                    stream.append(value)
+        self.streams |= {name: (both[0][i], both[1][i]) for i, name in enumerate(names)}
 
     def _layer(self, node: onnx.NodeProto) -> FittedLayer:
         name = node.input[0]
         floats = self.streams[name][0]
         quants = [self._read(node, 0, batch, quantised=True) for batch in range(len(floats))]
         fitted = self._fit(node, floats, quants)
-        exact = self.runner.open(node)
+        exact = self.runner.open(node, {name: floats[0].dtype})
         wanted = [exact.run(None, {name: batch})[0] for batch in floats]
-        session = self.runner.open(node, {node.input[1]: _dequantised(node, fitted)})
+        session = self.runner.open(node, {name: floats[0].dtype}, {node.input[1]: _dequantised(node, fitted)})
         found = [session.run(None, {name: batch})[0] for batch in quants]
+        axis = 1 if node.op_type == "Conv" else -1
         if self.weights.bias_correction and fitted.bias is not None:
-            fitted = dataclasses.replace(fitted, bias=fitted.bias + _remove_shift(wanted, found))
+            fitted = dataclasses.replace(fitted, bias=fitted.bias + _remove_shift(wanted, found, axis))
         self.streams[node.output[0]] = (wanted, found)
         return dataclasses.replace(fitted, sqnr_db=_sqnr_db(wanted, found))
 
@@ -190,9 +192,8 @@ def _dequantised(node: onnx.NodeProto, fitted: FittedLayer) -> np.ndarray:
     return np.ascontiguousarray(layer_weight(node, matrix, fitted.integers.shape))
 
 
-def _remove_shift(wanted: Batches, found: Batches) -> np.ndarray:
+def _remove_shift(wanted: Batches, found: Batches, axis: int) -> np.ndarray:
     """E[wanted] − E[found] per channel (C,), added to `found` in place."""
-    axis = 1 if wanted[0].ndim > 2 else -1
     shift = _mean(wanted, axis) - _mean(found, axis)
     shape = [1] * found[0].ndim
     shape[axis] = -1

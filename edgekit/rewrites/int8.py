@@ -8,7 +8,6 @@ made before it, and biases take up what shift is left. See `edgekit.quant` for t
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -17,7 +16,7 @@ from annotated_types import Gt
 
 from edgekit.context import RewriteContext
 from edgekit.errors import BadInput, NothingChanged
-from edgekit.quant.calibrate import check_images, histograms
+from edgekit.quant.calibrate import batch_size, check_images, histograms, whole
 from edgekit.quant.equalise import equalised
 from edgekit.quant.graph import Graph, Plan, plan, prepared
 from edgekit.quant.grid import Grid, activation_grid
@@ -76,7 +75,7 @@ class Int8:
     ) -> tuple[onnx.ModelProto, dict[str, Histogram]]:
         """The model, equalised where asked for, and histograms of the tensors to quantise."""
         bins = self.ranges != "minmax"
-        batches = self._batches(ctx, "calibrating")
+        batches = self._batches(model, ctx, "calibrating")
         found, channels = histograms(model, planned.tensors, batches, bins and not self.equalise)
         first = found.get(model.graph.input[0].name)
         if first is not None:
@@ -86,17 +85,19 @@ class Int8:
             return model, found
         model, pairs = equalised(model, channels)
         ctx.log(f"int8: {pairs} pairs of layers equalised")
-        return model, histograms(model, planned.tensors, self._batches(ctx, "calibrating again"), bins)[0]
+        return model, histograms(model, planned.tensors, self._batches(model, ctx, "calibrating again"), bins)[0]
 
-    def _batches(self, ctx: RewriteContext, label: str) -> Iterable[np.ndarray]:
-        return ctx.track(ctx.calibration(self.images), label, self.images)
+    def _batches(self, model: onnx.ModelProto, ctx: RewriteContext, label: str) -> Iterable[np.ndarray]:
+        size = batch_size(model)
+        return ctx.track(whole(ctx.calibration(self.images, size), size), label, -(-self.images // size))
 
     def _fitted(
         self, model: onnx.ModelProto, planned: Plan, grids: dict[str, Grid], wanted: Scheme, ctx: RewriteContext
     ) -> dict[str, FittedLayer]:
         needs_images = self.bias_correction or self.reconstruct != "none"
         images = min(self.images, self.fit_images) if needs_images else 0
-        batches = list(itertools.islice(ctx.calibration(images), images)) if images else []
+        size = batch_size(model)
+        batches = list(whole(ctx.calibration(images, size), size)) if images else []
         weights = Weights(
             wanted.weight_max, self.weight_scale, self.reconstruct, self.bias_correction, not wanted.float_bias
         )
