@@ -111,6 +111,18 @@ class Sliced(Chunk):
         return self.out(torch.cat([x, self.work(x[:, :4]).relu()], 1)).mean((2, 3))
 
 
+class Swapped(nn.Module):
+    """Halves by fixed places, the other way round: a removal would run, and answer wrongly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        return self.out(torch.cat([x[:, 4:], x[:, :4]], 1)).mean((2, 3))
+
+
 class HeldSplit(nn.Module):
     """A module that holds its sizes lets unequal parts shrink each on its own."""
 
@@ -190,6 +202,11 @@ def test_code_with_fixed_numbers_keeps_its_channels(module):
     assert found.frozen["stem"] == BROKEN
     torch.manual_seed(0)
     assert check_removal(module(), (3, 8, 8)) == len(free)
+
+
+def test_a_removal_that_would_answer_wrongly_is_not_offered():
+    found = prunable(Swapped(), (3, 8, 8))
+    assert not found.groups and found.frozen["stem"] == BROKEN
 
 
 class Normed(nn.Module):
