@@ -130,8 +130,8 @@ def _plain_file(path: Path, location: str, where: str) -> Path:
     """The file of external data. Raises BadInput where it is not below the model's folder by a path without links."""
     folder = path.resolve().parent
     file = folder / location
-    inside = bool(location) and "\0" not in location and not Path(location).is_absolute() and ".." not in file.parts
-    if not inside or file.resolve() != file or folder not in file.parents:
+    # A path with "..", or with a link on its way, is not what it resolves to; an absolute one takes the folder's place.
+    if not location or "\0" in location or file.resolve() != file or folder not in file.parents:
         raise BadInput(
             f"{where}: its external data lies at {location!r}; only a file in the model's own folder is read, no link"
         )

@@ -104,6 +104,19 @@ def test_another_number_of_classes_that_nobody_asked_for_is_refused(tmp_path):
         load_into(net(), tmp_path / "w.pth", classes=5)
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param([nn.Linear(3, 7), nn.Linear(4, 7)], id="two layers of so many outputs"),
+        pytest.param([nn.Linear(3, 4), nn.Linear(5, 7)], id="another input as well"),
+    ],
+)
+def test_only_one_layer_may_differ_and_in_the_classes_alone(tmp_path, layers):
+    torch.save(nn.Sequential(*layers).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(BadInput, match="mis-shaped"):
+        load_into(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4)), tmp_path / "w.pth", classes=4)
+
+
 def missing(s):
     del s["stem.conv.weight"]
 

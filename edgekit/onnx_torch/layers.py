@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from edgekit.errors import BadInput
 
 
 class Function(nn.Module):
@@ -41,7 +43,8 @@ class WithNumber(nn.Module):
 
 
 class WithWeight(nn.Module):
-    """An operator between an activation and a weight of `shape`, e.g. a learned scale (C, 1, 1)."""
+    """An operator between an activation and a weight of `shape`, e.g. a learned scale (C, 1, 1), whose one long axis
+    can lose channels (see channels.py)."""
 
     def __init__(
         self, operator: Callable[..., torch.Tensor], shape: tuple[int, ...], first: bool, device: str | None = None
@@ -49,10 +52,20 @@ class WithWeight(nn.Module):
         super().__init__()
         self.operator = operator
         self.first = first
+        self.long = [axis for axis, size in enumerate(shape) if size > 1]
         self.weight = nn.Parameter(torch.empty(shape, device=device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.operator(self.weight, x) if self.first else self.operator(x, self.weight)
+
+    def channels(self, _dim: str) -> int:
+        if len(self.long) != 1:
+            raise BadInput(f"cannot remove channels from a weight of {tuple(self.weight.shape)}")
+        return self.weight.shape[self.long[0]]
+
+    def keep_channels(self, _dim: str, keep: Sequence[int]) -> None:
+        rows = torch.tensor(keep, device=self.weight.device)
+        self.weight = nn.Parameter(self.weight.detach().index_select(self.long[0], rows))
 
 
 class Concat(nn.Module):

@@ -8,12 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgekit.nets.layers import PadShortcut, SplitChannels
 from edgekit.onnx_torch.document import Shape
 from edgekit.onnx_torch.layers import Concat, DepthToSpace, Function, Reshape, Slice, SpaceToDepth
 from edgekit.onnx_torch.plan import Call, Make, Plan, layer
 from edgekit.onnx_torch.windows import WIDEST_PAD
 
 Sizes = tuple[int | tuple[int, int], ...]
+ENDLESS = 2**31 - 1
+"""What exporters write for "to the end"; some write a 64-bit number."""
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
 
 
@@ -35,6 +38,8 @@ def split(call: Call) -> Plan:
     sizes = sizes or tuple(min(each, call.shape()[axis] - each * index) for index in range(count))
     if len(sizes) != count or min(sizes) < 1 or sum(sizes) != call.shape()[axis]:
         raise call.fail(f"sizes {sizes} do not make up the {call.shape()[axis]} of axis {axis}")
+    if axis == 1:
+        return Plan(layer(SplitChannels, sizes), (call.value(),))
     return Plan(layer(Function, torch.split, split_size_or_sections=list(sizes), dim=axis), (call.value(),))
 
 
@@ -48,7 +53,8 @@ def slice_(call: Call) -> Plan:
         raise call.fail(f"axes = {axes}, steps = {steps} cannot be taken over; one positive step for each start can")
     slices = [slice(None)] * call.rank()
     for axis, start, end, step in zip(axes, starts, ends, steps):
-        slices[call.axis(axis)] = slice(start, end, step)
+        if (start, step) != (0, 1) or end < ENDLESS:
+            slices[call.axis(axis)] = slice(start, end, step)
     if slices[0] != slice(None):
         raise call.fail("cuts the batch")
     return Plan(layer(Slice, tuple(slices)), (call.value(),))
@@ -75,6 +81,8 @@ def pad(call: Call) -> Plan:
 def _padding(call: Call, mode: str, amounts: list[int], value: float) -> Make:
     if mode == "constant":
         zeros = value == 0 and call.rank() == 4 and len(amounts) <= 4
+        if value == 0 and call.rank() == 4 and len(amounts) == 6 and not any(amounts[:4]) and min(amounts) >= 0:
+            return layer(PadShortcut, *amounts[4:], stride=1)
         four = (*amounts, *(0,) * (4 - len(amounts)))
         return layer(nn.ZeroPad2d, four) if zeros else layer(Function, functional.pad, pad=amounts, value=value)
     if call.rank() != 4 or len(amounts) > 4:
@@ -117,10 +125,12 @@ def reshape(call: Call) -> Plan:
 def regrouped(shape: Shape, target: Shape, free: int | None = None) -> Sizes:
     """`target` in terms of `shape` (both at batch 1), see `layers.Reshape`: runs of axes that hold the same elements
     are found from the left; where one new axis takes a whole run it becomes their product, and only where a run is
-    cut are there numbers. `free` is the place of the -1, which stays one there.
+    cut are there numbers. `free` is the place of the -1, which stays one there. Channels that are cut in two, as for a
+    shuffle, become (groups, -1), so that each group may lose the same number.
     """
     sizes: list[int | tuple[int, int]] = []
     i = j = 0
+    cut = None
     while i < len(shape) and j < len(target):
         start, first, left, right = i, j, shape[i], target[j]
         i, j = i + 1, j + 1
@@ -131,7 +141,10 @@ def regrouped(shape: Shape, target: Shape, free: int | None = None) -> Sizes:
                 right, j = right * target[j], j + 1
         if j == len(target):  # what is left of the input are ones
             i = len(shape)
+        cut = len(sizes) + 1 if (start, i, j - first) == (1, 2, 2) else cut
         sizes += _run((start, i), target[first:j], None if free is None else free - first)
+    if cut is not None and isinstance(sizes[cut], int) and isinstance(sizes[cut - 1], int) and -1 not in sizes:
+        sizes[cut] = -1
     return (*sizes, *target[j:])
 
 
