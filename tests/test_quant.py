@@ -17,7 +17,7 @@ from edgekit.export import export, serialise
 from edgekit.parity import sqnr_db
 from edgekit.quant.calibrate import check_images
 from edgekit.quant.equalise import equalised, factors
-from edgekit.quant.gptq import descend, gptq, least_squares_target, quadratic
+from edgekit.quant.gptq import descend, gptq, least_squares_target, quadratic, scarcity
 from edgekit.quant.graph import Graph, plan, prepared
 from edgekit.quant.grid import activation_grid, bias_floor, fake_quantised, max_scales, mse_scales, rounded
 from edgekit.quant.inputs import sampled_rows
@@ -224,6 +224,17 @@ def test_the_least_squares_target_undoes_a_linear_error_of_the_inputs():
     weight, hessian = problem()
     found = least_squares_target(weight, hessian / 4, hessian / 4, damp=0.0)  # x̂ = x / 2, x − x̂ = x̂
     assert found == pytest.approx(2 * weight)
+
+
+def test_few_rows_are_not_believed_too_much():
+    """16 rows of 64 columns: on rows that were not seen, the more so damped rounding is the better one."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((1, 10, 64))
+    seen, unseen = (rng.standard_normal((1, 64, n)) for n in (16, 4000))
+    scale, hessian = max_scales(weight, 7), seen @ seen.transpose(0, 2, 1) / 16
+    found = {few: gptq(weight, scale, hessian, 7, 0.01 * few) for few in (1.0, scarcity(16, 64))}
+    errors = [np.square((integers * scale[..., None] - weight) @ unseen).sum() for integers in found.values()]
+    assert scarcity(16, 64) == 32 and scarcity(10**6, 64) == 1 and errors[1] < 0.8 * errors[0]
 
 
 @pytest.mark.parametrize(

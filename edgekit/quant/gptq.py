@@ -19,8 +19,9 @@ import numpy as np
 from edgekit.quant.grid import rounded
 
 DAMP = 0.01
-TRUST = 0.1
-"""λ of the target: so many images say only so much about how errors of inputs go together; more trust fits noise."""
+TRUST = 0.5
+"""λ of the target: so many images say only so much about how errors of inputs go together; less fits their noise."""
+ROWS_PER_COLUMN = 8
 BLOCK = 64
 
 
@@ -33,6 +34,13 @@ def least_squares_target(weight: np.ndarray, hessian: np.ndarray, cross: np.ndar
     """
     shift = np.linalg.solve(damped(hessian, damp), (weight @ cross).transpose(0, 2, 1))
     return weight + shift.transpose(0, 2, 1)
+
+
+def scarcity(rows: int, columns: int) -> float:
+    """What λ is multiplied by where there are too few rows for so many columns, e.g. one row an image for a linear
+    layer: directions that no row shows would else take any error for free.
+    """
+    return max(1.0, ROWS_PER_COLUMN * columns / rows)
 
 
 def damped(hessian: np.ndarray, damp: float = DAMP) -> np.ndarray:
@@ -48,9 +56,11 @@ def quadratic(weight: np.ndarray, other: np.ndarray, hessian: np.ndarray) -> np.
     return np.einsum("gok,gok->go", error @ hessian, error)
 
 
-def gptq(weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, high: int, sweeps: int = 2) -> np.ndarray:
+def gptq(
+    weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, high: int, damp: float = DAMP, sweeps: int = 2
+) -> np.ndarray:
     """Integers (G, O, K) in ±high for weights (G, O, K) on scales (G, O); no row is worse than rounding to nearest."""
-    smooth = damped(hessian)
+    smooth = damped(hessian, damp)
     order = np.argsort(-np.diagonal(smooth, axis1=1, axis2=2), axis=1, kind="stable")  # (G, K)
     sorted_weight = np.take_along_axis(weight, order[:, None], axis=2)
     sorted_hessian = np.take_along_axis(np.take_along_axis(smooth, order[:, :, None], 1), order[:, None], 2)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgekit.quant.gptq import gptq, least_squares_target
+from edgekit.quant.gptq import DAMP, TRUST, gptq, least_squares_target, scarcity
 from edgekit.quant.graph import Graph, Plan, layer_matrix, layer_weight
 from edgekit.quant.grid import Grid, bias_floor, fake_quantised, max_scales, mse_scales, rounded
 from edgekit.quant.inputs import sampled_rows
@@ -134,10 +134,11 @@ class Walk:
         """Scales and integers; by the weights alone, or with the inputs' second moments where reconstruction is on."""
         shape = self.graph.constants[node.input[1]].shape
         target = layer_matrix(node, self.graph.constants[node.input[1]]).astype(np.float64)
-        hessian = None
+        hessian, few = None, 1.0
         if self.weights.reconstruct == "gptq" and floats and (node.op_type != "Conv" or len(shape) == 4):
-            hessian, cross = self._moments(node, shape, floats, quants)
-            target = least_squares_target(target, hessian, cross)
+            hessian, cross, rows = self._moments(node, shape, floats, quants)
+            few = scarcity(rows, target.shape[2])
+            target = least_squares_target(target, hessian, cross, TRUST * few)
         scales = self._scales(target, hessian)
         bias = self._bias(node, target.shape[0] * target.shape[1])
         floor = np.zeros(scales.shape)
@@ -148,7 +149,7 @@ class Walk:
         if hessian is None:
             integers = rounded(target, scales, self.weights.high)
         else:
-            integers = gptq(target, scales, hessian, self.weights.high)
+            integers = gptq(target, scales, hessian, self.weights.high, DAMP * few)
         stored = layer_weight(node, integers.astype(np.int8), shape)
         return FittedLayer(stored, scales.ravel().astype(np.float32), bias, tuple(raised.tolist()))
 
@@ -167,8 +168,8 @@ class Walk:
 
     def _moments(
         self, node: onnx.NodeProto, shape: tuple[int, ...], floats: Batches, quants: Batches
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """E[x̂ x̂ᵀ] and E[(x − x̂) x̂ᵀ] of centred inputs, (G, K, K)."""
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """E[x̂ x̂ᵀ] and E[(x − x̂) x̂ᵀ] of centred inputs, (G, K, K), and from how many rows."""
         groups, columns = layer_matrix(node, self.graph.constants[node.input[1]]).shape[::2]
         rows = min(MOST_ROWS, max(512, ROW_VALUES // (groups * columns)))
         per_image = max(1, rows // sum(len(batch) for batch in floats))
@@ -182,7 +183,7 @@ class Walk:
         exact, quantised = both
         n = exact.shape[2]
         moved = quantised.transpose(0, 2, 1)
-        return (quantised @ moved).astype(np.float64) / n, ((exact - quantised) @ moved).astype(np.float64) / n
+        return (quantised @ moved).astype(np.float64) / n, ((exact - quantised) @ moved).astype(np.float64) / n, n
 
 
 def _dequantised(node: onnx.NodeProto, fitted: FittedLayer) -> np.ndarray:
