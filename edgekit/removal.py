@@ -15,10 +15,11 @@ from typing import Literal
 
 from torch import nn
 
-from edgekit.channels import Axis, Group, Slots, Ties, slots, ties
+from edgekit.channels import Group, Slots, Ties, slots, ties
 from edgekit.edits import KeepChannels, channels
 from edgekit.errors import BadInput
 from edgekit.graph import Shape, trace
+from edgekit.labels import Axis
 
 Side = Literal["out", "in"]
 BROKEN = "removing its channels breaks code that works with fixed numbers"
