@@ -100,8 +100,7 @@ def profile_path(path: Path, runs: int, threads: int, track: Track = no_progress
         found = bundle.latest("profile")
         assert found is not None
         return found
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file or bundle")
+    read(path)  # ONNX Runtime itself would follow a link out of the file's folder
     return {"schema": "edgekit/profile/1", **profile.document([path], "onnxruntime", runs, threads, track)}
 
 
@@ -135,6 +134,7 @@ def evaluate_file(
     Raises:
         BadInput: unknown engine, a file that does not describe its input, or data without test images.
     """
+    read(path)
     input, output = read_io(path, io_file)
     session = engine(engine_name).load(path)
     samples = datasets.load(specs, progress=track, labels=output.labels).role("test")
