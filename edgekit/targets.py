@@ -12,19 +12,17 @@ class Target:
     Attributes:
         engine: the program that runs it.
         opset, ir_version: what every writer of a file for this target sets.
-        reduce_range: int8 weights within ±64, so that AVX2's 16-bit pair sums cannot saturate.
     """
 
     name: str
     engine: str
     opset: int
     ir_version: int
-    reduce_range: bool
 
 
 TARGETS = {
-    "onnxruntime": Target("onnxruntime", "onnxruntime", opset=20, ir_version=10, reduce_range=True),
-    "onnxruntime-vnni": Target("onnxruntime-vnni", "onnxruntime", opset=20, ir_version=10, reduce_range=False),
+    "onnxruntime": Target("onnxruntime", "onnxruntime", opset=20, ir_version=10),
+    "onnxruntime-vnni": Target("onnxruntime-vnni", "onnxruntime", opset=20, ir_version=10),
 }
 
 

@@ -32,7 +32,7 @@ INPUT, OUTPUT = Input(size=16, mean=(0.5,), std=(0.5,)), Output(classes=4)
 
 
 def context(data: datasets.Data | None = None, name: str = "onnxruntime", log=lambda _line: None) -> RewriteContext:
-    wanted = Target(name, "onnxruntime", opset=20, ir_version=10, reduce_range=name == "onnxruntime")
+    wanted = Target(name, "onnxruntime", opset=20, ir_version=10)
     return RewriteContext(wanted, INPUT, OUTPUT, data, 0, log)
 
 
