@@ -60,10 +60,12 @@ def export(module: nn.Module, input: Input, output: Output, target: Target, batc
 def _program(module: nn.Module, shape: tuple[int, int, int], opset: int, batch: int | str) -> Any:
     import torch
 
+    from edgekit.graph import deterministic
+
     dynamic = batch == "dynamic"
     example = torch.zeros((2 if dynamic else int(batch), *shape))
     dimensions = ({0: torch.export.Dim("batch")},) if dynamic else None
-    with _quiet():
+    with _quiet(), deterministic(False):
         try:
             return torch.onnx.export(
                 copy.deepcopy(module).cpu().eval(),

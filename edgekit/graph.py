@@ -12,6 +12,7 @@ elements (see `Op.cio`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -226,7 +227,7 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     x = torch.empty((1, *input_shape), device="meta", dtype=dtype)
     source = recorder.value(x)
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), deterministic(False), recorder:
             result = twin(x)
     except Exception as error:
         raise BadInput(_explain(error, recorder.path, input_shape)) from error
@@ -234,6 +235,21 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     params = sum(parameter.numel() for parameter in module.parameters())
     holders = frozenset(name for name, layer in module.named_modules() if hasattr(layer, "keep_channels"))
     return Graph(tuple(recorder.ops), (source,), outputs, params, holders)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """PyTorch's switch for deterministic algorithms, set back afterwards.
+
+    Training wants it. A graph that is traced or exported must not: PyTorch then takes some operations, such as bilinear
+    resizing, apart into indexing.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=True)
 
 
 def _explain(error: Exception, path: list[str], input_shape: Shape) -> str:

@@ -24,7 +24,7 @@ from edgekit.engines import engine
 from edgekit.errors import BadInput, NothingChanged, ParityError
 from edgekit.export import PARITY_DB, export, finish, serialise
 from edgekit.files import read_json, write_bytes, write_json
-from edgekit.graph import trace
+from edgekit.graph import deterministic, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
 from edgekit.net import Net, edits_to_json, state_sha256
@@ -170,7 +170,8 @@ def _shipped(wanted: Target, precision: str) -> str:
 def _run_pass(job: Job, index: int, step: Step, net: Net, base: Net) -> Net:
     seed_torch(job.seed + index)
     before = state_sha256(net.module)
-    result = step.run(net, job.pass_context(index, base))
+    with deterministic(True):
+        result = step.run(net, job.pass_context(index, base))
     if state_sha256(net.module) != before:
         raise ParityError(f"{step.name}: touched the network it was given; a pass must return a new one")
     if result.edits == net.edits and state_sha256(result.module) == before:

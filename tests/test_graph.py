@@ -100,6 +100,17 @@ def test_tracing_leaves_the_module_alone():
     assert not net[0]._forward_pre_hooks
 
 
+def test_the_graph_does_not_depend_on_the_deterministic_switch():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=2, mode="bilinear"))
+    kinds = [op.kind for op in trace(net, (3, 4, 4)).ops]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert [op.kind for op in trace(net, (3, 4, 4)).ops] == kinds
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_data_dependent_code_is_refused():
     class Decides(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
