@@ -21,7 +21,7 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
     Raises:
         BadInput: shape inference leaves the shape of a convolution unknown.
     """
-    shapes = _shapes(model)
+    shapes = shapes_at_batch_1(model)
     weights = {init.name: tuple(init.dims) for init in model.graph.initializer}
     cost = {"params": 0, "macs": 0, "cio": 0, "cio_paper": 0}
     counted: set[str] = set()
@@ -46,8 +46,8 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
     return cost
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes at batch 1, by ONNX's own inference; an unknown size elsewhere is -1."""
+def shapes_at_batch_1(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes of all values at batch 1, by ONNX's own inference; an unknown size elsewhere is -1."""
     import onnx
 
     fixed = onnx.ModelProto()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 
 from edgekit.errors import BadInput
+from edgekit.graph_onnx import shapes_at_batch_1
 from edgekit.schema import parse
 
 if TYPE_CHECKING:
@@ -279,20 +280,5 @@ def _tensor(name: str, proto: onnx.TensorProto, setting: bool) -> Tensor:
 
 def _shapes(model: onnx.ModelProto, wanted: set[str]) -> dict[str, Shape]:
     """The shapes at batch 1 that ONNX's own inference finds."""
-    import onnx
-
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_value = 1
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    found = {}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        if value.name in wanted and dims and all(size > 0 for size in dims):
-            found[value.name] = tuple(dims)
-    return found
+    shapes = shapes_at_batch_1(model).items()
+    return {name: shape for name, shape in shapes if name in wanted and shape and all(size > 0 for size in shape)}
