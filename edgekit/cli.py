@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,8 @@ trust_option = click.option("--trust", is_flag=True, help="Let the bundle's sour
 threads_option = click.option(
     "--threads", type=click.IntRange(0), default=1, show_default=True, help="Threads of one inference."
 )
-data_option = click.option(
-    "--data",
-    "data",
-    multiple=True,
-    metavar="[ROLE=]DATA",
-    help="digits, folder:, csv:, npz:, masks:, coco: or python:.",
-)
+SOURCES = "digits, folder:, csv:, npz:, wds:, masks:, coco: or python:."
+data_option = click.option("--data", "data", multiple=True, metavar="[ROLE=]DATA", help=SOURCES)
 io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")
 
 
@@ -101,38 +97,35 @@ def inspect(model: str, input_size: int | None, as_json: bool) -> None:
     emit(found) if as_json else tables.show_inspection(found)
 
 
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command that runs a recipe takes."""
+    options = (
+        click.argument("model"),
+        click.option("--recipe", required=True, help="Name of a shipped recipe, or path of a TOML file."),
+        click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help=SOURCES),
+        click.option("--out", type=PATH, required=True, help="Folder of the new bundle."),
+        click.option("--seed", default=0, show_default=True),
+        click.option("--set", "overrides", multiple=True, metavar="STEP.FIELD=VALUE", help="Override the recipe."),
+        click.option("--resume", is_flag=True, help="Go on where a killed run stopped."),
+        click.option(
+            "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+            help="At an image that cannot be decoded.",
+        ),
+        click.option(
+            "--runs", type=click.IntRange(8), default=50, show_default=True, help="Rounds of the latency measurement."
+        ),
+        threads_option,
+        io_option,
+        json_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.argument("model")
-@click.option("--recipe", required=True, help="Name of a shipped recipe, or path of a TOML file.")
-@click.option(
-    "--data",
-    "data",
-    multiple=True,
-    required=True,
-    metavar="[ROLE=]DATA",
-    help="digits, folder:, csv:, npz:, masks:, coco: or python:.",
-)
-@click.option("--out", type=PATH, required=True, help="Folder of the new bundle.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--set", "overrides", multiple=True, metavar="STEP.FIELD=VALUE", help="Override a field of the recipe.")
-@click.option("--resume", is_flag=True, help="Go on where a killed run stopped.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
-    show_default=True,
-    help="At an image that cannot be decoded.",
-)
-@click.option(
-    "--runs", type=click.IntRange(8), default=50, show_default=True, help="Rounds of the latency measurement."
-)
-@threads_option
-@io_option
-@json_option
-def compress(
-    model: str, recipe: str, data: tuple[str, ...], out: Path, seed: int, overrides: tuple[str, ...],
-    resume: bool, on_error: Any, runs: int, threads: int, io_file: Path | None, as_json: bool,
-) -> int:  # fmt: skip
+@run_options
+def compress(as_json: bool, **given: Any) -> int:
     """Run a recipe on a model: passes, export, rewrites, bundle, profile and the recipe's gates.
 
     \b
@@ -141,11 +134,23 @@ def compress(
     """
     from edgekit import run, tables
 
-    bundle = run.compress(
-        model, recipe, data, out, seed=seed, overrides=overrides, resume=resume, on_error=on_error,
-        io_file=io_file, runs=runs, threads=threads, track=track, log=say,
-    )  # fmt: skip
+    bundle = run.compress(**given, track=track, log=say)
     return tables.show_report(bundle, as_json)
+
+
+@main.command()
+@run_options
+def train(as_json: bool, **given: Any) -> int:
+    """Train a network by a recipe whose passes train it; everything else as in compress.
+
+    \b
+    edgekit train "cifar_resnet_20?width=8" --recipe train --data npz:cifar.npz --out out/resnet
+    torchrun --nproc-per-node 4 -m edgekit train …     shares each batch over four processes
+    """
+    from edgekit import parallel, run, tables
+
+    bundle = run.train(**given, track=track, log=say)
+    return tables.show_report(bundle, as_json) if parallel.join().first else 0
 
 
 @main.command()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from edgekit.data import Data, Input, Output
+from edgekit.parallel import ALONE, World
 from edgekit.targets import Target
 
 if TYPE_CHECKING:
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
     from edgekit.net import Net
 
 T = TypeVar("T")
-Track = Callable[[Iterable, str, int | None], Iterable]
-"""Shows progress: (items, label, total) -> the same items."""
+Track = Callable[..., Iterable]
+"""Shows progress: (items, label, total, status=None) -> the same items; `status()` is a word on how it goes."""
 
 
-def no_progress(items: Iterable[T], _label: str, _total: int | None = None) -> Iterable[T]:
+def no_progress(
+    items: Iterable[T], _label: str, _total: int | None = None, _status: Callable[[], str] | None = None
+) -> Iterable[T]:
     return items
 
 
@@ -32,9 +36,12 @@ class PassContext:
     Attributes:
         base: the network before the first pass, e.g. the teacher of a distillation.
         cost: params, macs, cio of a network.
-        score: the task's metrics of a network on the calibration images.
-        keep: takes the latest good weights of a module in training.
+        score: the task's metrics of a network on the calibration images; on several processes all of them must ask.
+        network: the module that a MODEL or bundle names, with its trained weights, e.g. a teacher.
         log: takes one line about what was decided.
+        state: the file that a training keeps its state in and goes on from; None keeps none.
+        journal: the file for a training's log of steps.
+        world: this process's place among those that train together.
     """
 
     data: Data
@@ -44,9 +51,12 @@ class PassContext:
     base: Net
     cost: Callable[[Net], dict[str, int]]
     score: Callable[[Net], dict[str, float]]
-    keep: Callable[[nn.Module], str]
+    network: Callable[[str], nn.Module]
     log: Callable[[str], None]
     track: Track = no_progress
+    state: Path | None = None
+    journal: Path | None = None
+    world: World = ALONE
 
 
 @dataclasses.dataclass(frozen=True)

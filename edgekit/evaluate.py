@@ -11,6 +11,7 @@ import numpy as np
 from edgekit.data import Input, Output, Progress, Samples, no_progress
 from edgekit.errors import BadInput
 from edgekit.metrics import METRICS, classify_hits, classify_metrics
+from edgekit.parallel import ALONE, World
 
 __all__ = ["METRICS", "Predict", "Score", "classify_hits", "classify_metrics", "evaluate"]
 
@@ -38,12 +39,14 @@ def evaluate(
     output: Output,
     batch_size: int = 32,
     progress: Progress = no_progress,
+    world: World = ALONE,
 ) -> Score:
     """Score `predict` on all of `samples`; it takes float32 (B, C, H, W) and gives, by [output] task:
 
     "classify" logits (B, class_offset + classes); "segment" logits (B, class_offset + classes, H, W); "detect" for each
     picture (n, 6) of x1, y1, x2, y2 in the input's pixels, score, class: a list of them, or one array (B, n, 6).
 
+    Of several processes each scores every `world.size`-th picture, none twice, and all get the whole result.
     Pictures that cannot be decoded stop it, or are counted in `Score.skipped`, as the samples were loaded.
 
     Raises:
@@ -51,14 +54,20 @@ def evaluate(
             that could be decoded.
     """
     metric = METRICS[output.task](samples, output)
-    batches = samples.batches(input, batch_size)
+    order = range(world.rank, len(samples), world.size)
+    batches = samples.batches(input, batch_size, order)
     n = 0
-    for x, truths, indices in progress(batches, "scoring", -(-len(samples) // batch_size)):
+    for x, truths, indices in progress(batches, "scoring", -(-len(order) // batch_size)):
         outputs = predict(x)
         if len(outputs) != len(x):
             raise BadInput(f"the network gave {len(outputs)} outputs for a batch of {len(x)}")
         metric.add(outputs, truths, indices)
         n += len(x)
+    parts = world.gathered((metric.counts, n, len(batches.skipped)))
+    n, skipped = sum(part[1] for part in parts), sum(part[2] for part in parts)
     if n == 0:
-        raise BadInput(f"none of {len(samples)} samples could be scored; {len(batches.skipped)} could not be decoded")
-    return Score(metric.result(), n, metric.correct, len(batches.skipped))
+        raise BadInput(f"none of {len(samples)} samples could be scored; {skipped} could not be decoded")
+    for rank, (counts, _, _) in enumerate(parts):
+        if rank != world.rank:
+            metric.merge(counts)
+    return Score(metric.result(), n, metric.correct, skipped)

@@ -3,11 +3,13 @@ run that was killed go on (`out/.work`)."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import numpy as np
 
 from edgekit import __version__, bundle, recipe
@@ -21,6 +23,7 @@ from edgekit.files import file_sha256, read_json, write_json
 from edgekit.graph import trace
 from edgekit.net import Edit, Net, Source, build, edits_from_json, edits_to_json, parse_spec, weights_path
 from edgekit.onnx_file import io_tables, read
+from edgekit.parallel import ALONE, World
 from edgekit.recipe import Recipe
 from edgekit.rewrites.fold import for_torch
 from edgekit.schema import canonical, sha256, to_json
@@ -28,6 +31,7 @@ from edgekit.targets import Target, target
 from edgekit.weights import load_exact, load_into
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
 WORK = ".work"
@@ -45,6 +49,7 @@ class Job:
     seed: int
     track: Track
     log: Callable[[str], None]
+    world: World = ALONE
 
     @property
     def work(self) -> Path:
@@ -63,19 +68,15 @@ class Job:
         samples = self.data.role("test").subset(size, self.seed)
         return next(samples.batches(self.recipe.input, size))[0]
 
-    def score(self, predict: Callable[[np.ndarray], np.ndarray], role: str = "test") -> Score:
-        return evaluate(predict, self.data.role(role), self.recipe.input, self.recipe.output, progress=self.track)
+    def score(self, predict: Callable[[np.ndarray], np.ndarray], role: str = "test", world: World = ALONE) -> Score:
+        samples = self.data.role(role)
+        return evaluate(predict, samples, self.recipe.input, self.recipe.output, progress=self.track, world=world)
 
     def rewrite_context(self, wanted: Target) -> RewriteContext:
         settings = self.recipe
         return RewriteContext(wanted, settings.input, settings.output, self.data, self.seed, self.log, self.track)
 
     def pass_context(self, index: int, base: Net) -> PassContext:
-        def keep(module: Any) -> str:
-            path = self.work / f"last-good-{index:02}.safetensors"
-            bundle.save_weights(path, module)
-            return str(path)
-
         return PassContext(
             data=self.data,
             input=self.recipe.input,
@@ -83,11 +84,30 @@ class Job:
             seed=self.seed + index,
             base=base,
             cost=lambda net: trace(net.module, self.recipe.input.shape).cost(),
-            score=lambda net: self.score(torch_predict(net.module), "calibrate").metrics,
-            keep=keep,
+            score=lambda net: self.score(torch_predict(net.module), "calibrate", self.world).metrics,
+            network=self.network,
             log=self.log,
             track=self.track,
+            state=self.work / f"training-{index:02}.safetensors",
+            journal=self.out / f"train.{index:02}.csv",
+            world=self.world,
         )
+
+    def network(self, spec: str) -> nn.Module:
+        """The module of a bundle, or of a MODEL with trained weights, for this recipe's input.
+
+        Raises:
+            BadInput: neither, a bundle made for another input, or a MODEL without weights.
+        """
+        if (Path(spec) / bundle.MANIFEST).is_file():
+            made = bundle.open_bundle(spec)
+            if made.manifest["input"] != to_json(self.recipe.input):
+                raise BadInput(f"{spec}: was made for another [input] than this recipe's; its answers would be wrong")
+            return bundle.load_net(made, trust=True).module  # named by the user, as a MODEL is
+        source = parse_spec(spec)
+        if source.kind == "zoo" and source.weights is None:
+            raise BadInput(f"{spec}: has no trained weights; write {spec}{'&' if '?' in spec else '?'}weights=PATH")
+        return dataclasses.replace(self, model=spec, source=source).base().module
 
     def base(self) -> Net:
         """The network before the first pass, with the weights of its ONNX file, of the user's file or of its card."""
@@ -110,12 +130,36 @@ class Job:
         return path
 
     def _imported(self) -> nn.Module:
-        """The user's ONNX file as a module. Its graph is kept, and from there the module is built ever after."""
-        from edgekit.onnx_torch import graph_to_json, to_module
+        """The user's ONNX file as a module."""
+        from edgekit.onnx_torch import to_module
 
-        model = for_torch(read(Path(self.model)), self.recipe.input.shape, self.model)
-        write_json(self.out / bundle.GRAPH, graph_to_json(model))
-        return to_module(model)
+        return to_module(self._cleaned())
+
+    def _cleaned(self) -> onnx.ModelProto:
+        return for_torch(read(Path(self.model)), self.recipe.input.shape, self.model)
+
+    def keep_graph(self) -> None:
+        """Write the graph of the user's ONNX file, from which its module is built ever after."""
+        from edgekit.onnx_torch import graph_to_json
+
+        write_json(self.out / bundle.GRAPH, graph_to_json(self._cleaned()))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works in the folder meanwhile. Raises BadInput where somebody does."""
+        if not self.world.first:
+            yield
+            return
+        self.work.mkdir(exist_ok=True)
+        lock = filelock.FileLock(self.work / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise BadInput(f"{self.out}: another run is at work there; wait for it, or give another --out") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def build(self, edits: Sequence[Edit]) -> nn.Module:
         """The structure of the source with `edits`, without its weights."""
@@ -129,11 +173,13 @@ class Job:
         document = {"schema": "edgekit/checkpoint/1", "edits": edits_to_json(net.edits), "aliases": aliases}
         write_json(self.work / f"{name}.json", document)
 
-    def load_checkpoint(self, name: str) -> Net | None:
-        """The network after a finished pass; None where that pass has not finished yet."""
+    def has_checkpoint(self, name: str) -> bool:
+        """Whether that pass has finished."""
+        return (self.work / f"{name}.json").is_file()
+
+    def load_checkpoint(self, name: str) -> Net:
+        """The network after a finished pass."""
         path = self.work / f"{name}.json"
-        if not path.is_file():
-            return None
         document = read_json(path, "edgekit/checkpoint/1")
         edits = edits_from_json(document["edits"], str(path))
         module = self.build(edits)
@@ -154,6 +200,7 @@ def prepare(
     io_file: Path | None,
     track: Track,
     log: Callable[[str], None],
+    world: World,
 ) -> Job:
     """Read and check everything that was asked for, and make (or reopen) the folder.
 
@@ -168,8 +215,9 @@ def prepare(
         datasets.check_task(samples, settings.output.task)
         if settings.output.task == "classify" and settings.output.classes is not None:
             datasets.check_labels(samples, settings.output.classes)
-    job = Job(model, settings, source, data, out, seed, track, log)
-    _claim_folder(job, resume)
+    job = Job(model, settings, source, data, out, seed, track, log, world)
+    if world.first:
+        _claim_folder(job, resume)
     return job
 
 
@@ -216,9 +264,11 @@ def torch_predict(module: Any) -> Callable[[np.ndarray], np.ndarray]:
 
     module.eval()
 
+    device = next((tensor.device for tensor in module.state_dict().values()), None)
+
     def predict(batch: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return module(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
+            return module(torch.from_numpy(np.ascontiguousarray(batch)).to(device)).cpu().numpy()
 
     return predict
 

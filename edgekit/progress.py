@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
-    """The same items, shown while they are worked through."""
+def track(
+    items: Iterable[T], label: str, total: int | None = None, status: Callable[[], str] | None = None
+) -> Iterable[T]:
+    """The same items, shown while they are worked through; `status` gives a word on how it goes."""
     if not sys.stderr.isatty():
         return items
     from rich.console import Console
@@ -20,6 +22,9 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterable[
 
     def run() -> Iterable[T]:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            yield from bars.track(items, total=total, description=label)
+            task = bars.add_task(label, total=total)
+            for item in items:
+                yield item
+                bars.update(task, advance=1, description=f"{label}  {status()}" if status else label)
 
     return run()

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekit import bundle as bundles
 from edgekit import gate, profile, report
+from edgekit import recipe as recipes
 from edgekit.bundle import GOLDEN, GRAPH, MANIFEST, WEIGHTS, Bundle
 from edgekit.context import Track, no_progress
 from edgekit.data import OnError
@@ -29,11 +30,14 @@ from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
 from edgekit.net import Net, edits_to_json, state_sha256
 from edgekit.onnx_file import read
+from edgekit.parallel import join
 from edgekit.parity import sqnr_db
+from edgekit.passes import PASSES
 from edgekit.recipe import Step
 from edgekit.rewrites.fold import Fold
 from edgekit.schema import to_json
 from edgekit.targets import Target
+from edgekit.train.settings import Training
 from edgekit.weights import load_exact
 
 if TYPE_CHECKING:
@@ -62,6 +66,9 @@ def compress(
 ) -> Bundle:
     """Run a recipe on a model and write the bundle `out`; then profile it and judge the recipe's gates.
 
+    Under torchrun the processes share the training; process 0 alone exports, measures and writes. All of them must see
+    the same files under the same paths.
+
     Args:
         model: zoo name with arguments, `package.module:factory`, or a path ending in .onnx.
         recipe: name of a shipped recipe, or path of a TOML file.
@@ -74,18 +81,41 @@ def compress(
         EdgekitError: everything a user can mend; `out` is then resumable or untouched, never half a bundle.
     """
     specs = [data] if isinstance(data, str) else list(data)
+    world = join()
     job = prepare(
         model, recipe, specs, Path(out), seed=seed, overrides=overrides, resume=resume, on_error=on_error,
-        io_file=Path(io_file) if io_file else None, track=track, log=log,
+        io_file=Path(io_file) if io_file else None, track=track if world.first else no_progress,
+        log=log if world.first else lambda _line: None, world=world,
     )  # fmt: skip
-    if not (job.out / MANIFEST).is_file():
-        _make(job)
+    with job.locked():
+        if not world.agreed((job.out / MANIFEST).is_file()):
+            _make(job)
+        if world.first:
+            _finish(job, runs, threads)
+    world.agreed(None)  # the others wait until everything is written
+    return bundles.open_bundle(job.out)
+
+
+def train(model: str, recipe: str, data: str | Sequence[str], out: str | Path, **options: Any) -> Bundle:
+    """`compress` by a recipe that trains.
+
+    Raises:
+        BadInput: no pass of the recipe trains; else as `compress`.
+    """
+    settings = recipes.load(recipe, options.get("overrides", ()), {"input": {"size": 1}})
+    if not any(isinstance(step.run, Training) for step in settings.passes):
+        names = sorted(name for name, made in PASSES.items() if issubclass(made, Training))
+        raise BadInput(f"{recipe}: trains nothing; add a [[pass]] named {' or '.join(names)}, or use edgekit compress")
+    return compress(model, recipe, data, out, **options)
+
+
+def _finish(job: Job, runs: int, threads: int) -> None:
+    """Measure and judge a sealed bundle, and remove what only a resumed run would need."""
     made = bundles.open_bundle(job.out)
-    measure(made, runs, threads, track, stages=sorted(job.work.glob("stage-*.onnx")))
+    measure(made, runs, threads, job.track, stages=sorted(job.work.glob("stage-*.onnx")))
     if job.recipe.gates:
         made.add("gates", {"verdicts": report.verdicts_json(judge(made, job.recipe.gates))})
     shutil.rmtree(job.work, ignore_errors=True)
-    return made
 
 
 def measure(bundle: Bundle, runs: int, threads: int, track: Track = no_progress, stages: Sequence[Path] = ()) -> None:
@@ -115,14 +145,19 @@ def _make(job: Job) -> None:
     """Everything up to the seal."""
     started = datetime.datetime.now(datetime.UTC)
     if job.source.kind == "onnx" and not job.recipe.passes:
+        if not job.world.first:
+            return
         steps, model = _read_onnx(job)
         files, sealed = _rewrite_all(job, steps, lambda _target: model, None), {}
     else:
         steps, net = _run_passes(job)
+        if not job.world.first:
+            return
         files = _rewrite_all(job, steps, lambda wanted: _exported(job, net, wanted), net)
         aliases = bundles.save_weights(job.out / WEIGHTS, net.module)
         _check_rebuild(job, net, aliases)
         files += [WEIGHTS, GRAPH] if job.source.kind == "onnx" else [WEIGHTS]
+        files += sorted(path.name for path in job.out.glob("train.*.csv"))
         sealed = {"edits": edits_to_json(net.edits), "aliases": aliases}
     _seal(job, steps, files, sealed, started)
 
@@ -131,20 +166,26 @@ def _make(job: Job) -> None:
 
 
 def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
-    """Run or reload every pass; a row for the base and one for each network that a pass made."""
-    base = job.base()
-    if job.source.kind == "onnx":
-        _check_import(job, base)
-    steps = [_stage(job, base, "base", job.out / job.base_file, 0)]
+    """Run or reload every pass; in process 0 a row for the base and one for each network that a pass made."""
+    base, steps = job.base(), []
+    if job.world.first:
+        if job.source.kind == "onnx":
+            job.keep_graph()
+            _check_import(job, base)
+        steps.append(_stage(job, base, "base", job.out / job.base_file, 0))
     net = base
     for index, step in enumerate(job.recipe.passes, 1):
         name = f"step-{index:02}"
-        if job.load_checkpoint(name) is None:
-            job.save_checkpoint(name, _run_pass(job, index, step, net, base))
-        net = job.load_checkpoint(name) or net
+        if not job.world.agreed(job.has_checkpoint(name)):
+            made = _run_pass(job, index, step, net, base)
+            if job.world.first:
+                job.save_checkpoint(name, made)
+            job.world.agreed(None)  # the others wait until it is written
+        net = job.load_checkpoint(name)
         last = index == len(job.recipe.passes)
         path = job.out / _shipped(job.targets[0], "fp32") if last else job.work / f"stage-{index:02}.{step.name}.onnx"
-        steps.append(_stage(job, net, step.name, path, index))
+        if job.world.first:
+            steps.append(_stage(job, net, step.name, path, index))
     return steps, net
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,30 @@ def parse(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         return TypeAdapter(cls).validate_python(dict(table))
     except ValidationError as error:
         raise BadInput("\n".join(_explain(item, where) for item in error.errors())) from None
+
+
+def chosen(registry: Mapping[str, type], default: str) -> Callable[[Any], Any]:
+    """A validator for a field that holds one of several dataclasses: a name, or a table of a name and fields.
+
+    Raises:
+        ValueError: an unknown name, or fields that do not fit it.
+    """
+
+    def validate(value: Any) -> Any:
+        if isinstance(value, tuple(registry.values())):
+            return value
+        table = {"name": value} if isinstance(value, str) else value
+        if not isinstance(table, Mapping):
+            raise ValueError(f'write "{default}", or {{ name = "{default}", … }}')
+        name = table.get("name", default)
+        try:
+            if name not in registry:
+                raise unknown("name", str(name), registry)
+            return parse(registry[name], {**table, "name": name}, str(name))
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+
+    return validate
 
 
 def _explain(item: Any, where: str) -> str:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "edgekit"
 # Left to right: a module imports only from its own group or from groups to its left.
 LAYERS = [
     {"errors"},
-    {"files", "schema", "progress", "parity", "terminal", "onnx_data"},
+    {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data"},
     {"cards", "targets", "data", "nets"},
     {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"labels"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"job"},
     {"run"},
     {"deploy", "tables"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

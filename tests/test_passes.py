@@ -1,6 +1,5 @@
 """Passes: what they decide, that they keep the invariant, and that they leave their input alone."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,8 +12,7 @@ from edgekit.graph import trace
 from edgekit.net import Net, Source, build, edits_from_json, edits_to_json, state_sha256
 from edgekit.passes import Distil, Finetune, Prune
 from edgekit.removal import prunable
-from edgekit.train.loop import warm_cosine
-from edgekit.train.losses import distillation
+from edgekit.train.settings import Training
 from tests.nets import calibrate
 
 SOURCE = Source("zoo", "mobilenet_v2", {"width": 0.35, "classes": 4, "small_input": True})
@@ -37,7 +35,7 @@ def ctx(net, data) -> PassContext:
         base=net,
         cost=lambda candidate: trace(candidate.module, (3, 16, 16)).cost(),
         score=lambda _net: {},
-        keep=lambda _module: "nowhere",
+        network=lambda _spec: net.module,
         log=lines.append,
     )
 
@@ -113,17 +111,8 @@ def test_too_few_images_for_a_batch(net, ctx):
         Finetune(epochs=1, batch=4096)(net, ctx)
 
 
-def test_distillation_loss_by_hand():
-    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
-    labels = torch.tensor([1])
-    p = np.exp([0, 1]) / np.exp([0, 1]).sum()  # teacher at T = 2
-    q = np.exp([0.5, 0]) / np.exp([0.5, 0]).sum()
-    expected = 0.25 * -np.log(np.exp(0) / (np.exp(1) + np.exp(0))) + 0.75 * 4 * (p * np.log(p / q)).sum()
-    assert distillation(student, labels, teacher, 2.0, 0.75).item() == pytest.approx(expected, rel=1e-5)
-
-
 def test_the_learning_rate_rises_and_falls_to_zero():
-    factor = warm_cosine(100)
+    factor = Training().rate(100)
     values = [factor(step) for step in range(100)]
     assert values[0] == 0.2 and max(values) == 1.0 and values[-1] < 0.001
     assert values[5:] == sorted(values[5:], reverse=True)

@@ -155,9 +155,9 @@ def test_out_that_cannot_be_written(workspace, data, tmp_path):
 
 
 def test_nan_in_training_stops_and_keeps_the_last_good_weights(workspace, data, tmp_path):
-    with pytest.raises(TrainingStopped, match=r"at step \d+ .*last good weights are kept in .*last-good"):
+    with pytest.raises(TrainingStopped, match=r"at step \d+ .*last good state is kept in .*training-02"):
         edgekit.compress(MODEL, str(workspace / "recipe.toml"), data, tmp_path / "out", overrides=["distil.lr=1e30"])
-    assert list((tmp_path / "out" / ".work").glob("last-good-*.safetensors"))
+    assert list((tmp_path / "out" / ".work").glob("training-02.safetensors"))
 
 
 def test_a_pass_that_changes_nothing_is_an_error(workspace, data, tmp_path):

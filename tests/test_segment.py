@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 import edgekit
 from edgekit import data, deploy, report
@@ -15,7 +14,6 @@ from edgekit.data import IGNORE, Input, Output
 from edgekit.errors import BadInput
 from edgekit.evaluate import evaluate
 from edgekit.job import torch_predict
-from edgekit.train.losses import cross_entropy, distillation
 
 RECIPE = """
 [input]
@@ -86,7 +84,7 @@ def compressed(model: str, folder: Path, out: Path, train: str, epochs: int, ove
 def bundle(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("tiny") / "out"
     # The teacher knows nothing: what the student learns, it learns from the masks.
-    return compressed("tests.nets:tiny_segment", folder, out, "distil", 8, ["distil.alpha=0.1"])
+    return compressed("tests.nets:tiny_segment", folder, out, "distil", 8, ["distil.loss.alpha=0.1"])
 
 
 def check_scores(bundle, folder):
@@ -135,42 +133,7 @@ def test_samples_of_another_task_are_refused_before_training(folder, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-# Losses
-
-
-def dense(seed: int = 0, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits of student and teacher (2, 3, 4, 5) and labels (2, 4, 5), some ignored."""
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = torch.randn(2, 2, 3, 4, 5, generator=generator)
-    labels = torch.randint(0, 3, (2, 4, 5), generator=generator)
-    labels[torch.rand(2, 4, 5, generator=generator) < ignored] = IGNORE
-    return student, teacher, labels
-
-
-def rows(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) as (B·H·W, C)."""
-    return x.movedim(1, -1).reshape(-1, x.shape[1])
-
-
-def test_dense_cross_entropy_is_the_mean_over_labelled_pixels():
-    student, _, labels = dense()
-    known = labels.reshape(-1) != IGNORE
-    expected = F.cross_entropy(rows(student)[known], labels.reshape(-1)[known])
-    torch.testing.assert_close(cross_entropy(student, labels), expected)
-    assert cross_entropy(student, torch.full_like(labels, IGNORE)) == 0, "not NaN, which would stop the training"
-
-
-def test_dense_distillation_is_that_of_every_pixel_on_its_own():
-    student, teacher, labels = dense(ignored=0.0)
-    flat = distillation(rows(student), labels.reshape(-1), rows(teacher), 4.0, 0.7)
-    torch.testing.assert_close(distillation(student, labels, teacher, 4.0, 0.7), flat)
-    torch.testing.assert_close(distillation(student, labels, student, 4.0, 1.0), torch.tensor(0.0))
-
-
-def test_class_255_of_a_classifier_is_not_ignored():
-    logits = torch.randn(4, 300)
-    labels = torch.tensor([255, 255, 1, 2])
-    torch.testing.assert_close(cross_entropy(logits, labels), F.cross_entropy(logits, labels))
+# Labels
 
 
 def test_labels_move_behind_the_offset_and_ignored_pixels_stay():

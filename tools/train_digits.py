@@ -41,7 +41,7 @@ def main() -> None:
         base=base,
         cost=lambda _net: {},
         score=lambda _net: {},
-        keep=lambda _module: "memory",
+        network=lambda _spec: base.module,
         log=print,
         track=track,
     )

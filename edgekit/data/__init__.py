@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from edgekit.data.arrays import ROLES, digits, npz, python
 from edgekit.data.boxes import coco
 from edgekit.data.images import csv_file, decode, folder
-from edgekit.data.input import IGNORE, Input, Output, Task
+from edgekit.data.input import IGNORE, Input, Output, Task, View
 from edgekit.data.masks import masks
 from edgekit.data.samples import (
     Batch,
@@ -30,6 +30,7 @@ from edgekit.data.samples import (
     check_masks,
     check_names,
     check_task,
+    fitted,
     in_order,
     no_progress,
 )
@@ -50,11 +51,14 @@ __all__ = [
     "Samples",
     "Task",
     "Truth",
+    "View",
     "check_labels",
     "check_masks",
     "check_names",
     "check_task",
     "decode",
+    "fitted",
+    "in_order",
     "load",
     "no_progress",
     "role_of",

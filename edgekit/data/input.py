@@ -28,6 +28,19 @@ PerChannel = Annotated[
 ]
 
 
+class View(NamedTuple):
+    """A look at a picture that differs from the plain one.
+
+    box: left, top, right, bottom of the part that is stretched over the input; None for `resize` as usual.
+    shift: down and right, in shares of the input's height and width; what comes in from outside is empty.
+    flip: left and right are swapped.
+    """
+
+    box: tuple[int, int, int, int] | None = None
+    shift: tuple[float, float] = (0.0, 0.0)
+    flip: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Input:
     """The recipe's [input]: how a decoded picture becomes x = (pixel · scale - mean) / std, float32 (C, H, W).
@@ -74,11 +87,12 @@ class Input:
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         return (1 if self.channels == "gray" else 3, height, width)
 
-    def resized(self, image: np.ndarray) -> np.ndarray:
+    def resized(self, image: np.ndarray, view: View | None = None) -> np.ndarray:
         """A uint8 picture (H, W) or (H, W, 1 | 3 | 4; RGB order) as uint8 (C, H, W) of this input's shape.
 
         Gray is repeated for three channels, colour becomes ITU-R 601 luma for one, alpha is laid over white. Resizing
-        is Pillow's, which averages over the source pixels when it shrinks ("nearest" picks one).
+        is Pillow's, which averages over the source pixels when it shrinks ("nearest" picks one). `view` is another look
+        at the picture than the plain one, for training.
 
         Raises:
             BadInput: no such picture, or it has another size and `resize` is "none".
@@ -86,12 +100,11 @@ class Input:
         from PIL import Image
 
         pixels = Image.fromarray(_with_channels(_checked(image), gray=self.channels == "gray"))
-        place = self._placement(pixels.height, pixels.width)
-        array = _placed(pixels, place, self.shape[1:], self.interpolation, fill=0)  # (H, W) or (H, W, 3)
+        array = self._seen(pixels, view, self.interpolation, fill=0)  # (H, W) or (H, W, 3)
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)  # (C, H, W)
         return np.ascontiguousarray(array[::-1] if self.channels == "bgr" else array)
 
-    def resized_mask(self, mask: np.ndarray) -> np.ndarray:
+    def resized_mask(self, mask: np.ndarray, view: View | None = None) -> np.ndarray:
         """A picture's classes, uint8 (h, w), as uint8 (H, W): where `resized` puts the picture, by the nearest pixel.
 
         What lies outside the picture is IGNORE.
@@ -104,8 +117,19 @@ class Input:
         mask = np.asarray(mask)
         if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:
             raise BadInput(f"a mask must be uint8 (H, W); got {mask.dtype} {mask.shape}")
-        place = self._placement(*mask.shape)
-        return _placed(Image.fromarray(np.ascontiguousarray(mask)), place, self.shape[1:], "nearest", fill=IGNORE)
+        return np.ascontiguousarray(self._seen(Image.fromarray(np.ascontiguousarray(mask)), view, "nearest", IGNORE))
+
+    def _seen(self, pixels: Image.Image, view: View | None, interpolation: str, fill: int) -> np.ndarray:
+        """The picture, or the box of it that `view` looks at, in this input's geometry."""
+        if view is None:
+            return _placed(pixels, self._placement(pixels.height, pixels.width), self.shape[1:], interpolation, fill)
+        place = self._placement(pixels.height, pixels.width)
+        if view.box is not None:
+            pixels, place = pixels.crop(view.box), _squash(0, 0, self)
+        down, right = (round(share * side) for share, side in zip(view.shift, self.shape[1:]))
+        place = place._replace(top=place.top + down, left=place.left + right)
+        array = _placed(pixels, place, self.shape[1:], interpolation, fill)
+        return array[:, ::-1] if view.flip else array
 
     def resized_boxes(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
         """Boxes float (n, 5) of x1, y1, x2, y2, class in a picture of `height` × `width`, where `resized` puts them.
@@ -251,7 +275,7 @@ def _placed(image: Image.Image, place: _Placement, size: tuple[int, int], interp
     from PIL import Image
 
     scaled = image.resize((place.width, place.height), Image.Resampling[interpolation.upper()])
-    if scaled.size != size[::-1]:
+    if place != (*size, 0, 0):
         canvas = Image.new(image.mode, size[::-1], fill)
         canvas.paste(scaled, (place.left, place.top))
         scaled = canvas

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from edgekit.data.input import IGNORE, Input, Task
+from edgekit.data.input import IGNORE, Input, Task, View
 from edgekit.errors import BadInput
 from edgekit.schema import canonical, sha256
 
@@ -224,19 +224,29 @@ class Batches(Iterator[Batch]):
             if self._on_error == "skip":
                 return None
             raise
-        # A picture that decodes but does not fit is the recipe's mistake, not the file's: never skipped.
-        try:
-            return self._input.resized(image), _fitted_truth(sample.truth, truth, image, self._input)
-        except BadInput as error:
-            raise BadInput(f"{sample.id}: {error}") from None
+        return fitted(sample, image, truth, self._input)
 
 
 # A picture uint8 (C, H, W), and its classes uint8 (H, W) or boxes float64 (n, 5).
 _Fitted = tuple[np.ndarray, np.ndarray | None]
 
 
+def fitted(
+    sample: Sample, image: np.ndarray, truth: np.ndarray | None, input: Input, view: View | None = None
+) -> _Fitted:
+    """A decoded picture and what it shows in the input's geometry; with `view` (not for boxes) as that looks at it.
+
+    Raises:
+        BadInput: it does not fit. That is the recipe's mistake and not the file's, so it is never skipped.
+    """
+    try:
+        return input.resized(image, view), _fitted_truth(sample.truth, truth, image, input, view)
+    except BadInput as error:
+        raise BadInput(f"{sample.id}: {error}") from None
+
+
 def _fitted_truth(
-    truth: Truth | None, content: np.ndarray | None, image: np.ndarray, input: Input
+    truth: Truth | None, content: np.ndarray | None, image: np.ndarray, input: Input, view: View | None
 ) -> np.ndarray | None:
     """A mask or boxes of the picture where `input` puts that picture."""
     if truth is None or content is None:
@@ -246,7 +256,7 @@ def _fitted_truth(
         return input.resized_boxes(content, height, width)
     if content.shape != (height, width):
         raise BadInput(f"{truth.name}: is {content.shape[0]}×{content.shape[1]}, its picture {height}×{width}")
-    return input.resized_mask(content)
+    return input.resized_mask(content, view)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,13 @@ class Metric(Protocol):
             BadInput: they do not fit together.
         """
 
+    @property
+    def counts(self) -> Any:
+        """Everything counted so far, as plain data."""
+
+    def merge(self, counts: Any) -> None:
+        """Count in addition what another metric of the same kind has counted of other samples."""
+
     def result(self) -> dict[str, float]:
         """Each metric in percent, the task's main one first. Raises BadInput where there is nothing to score."""
 

@@ -49,20 +49,31 @@ class Classify:
     def __init__(self, samples: Samples, output: Output) -> None:
         self._samples, self._output = samples, output
         self._hits: dict[str, list[bool]] = {}
+        self._indices: list[int] = []
 
-    def add(self, outputs: np.ndarray, truths: np.ndarray, indices: Sequence[int]) -> None:  # noqa: ARG002
+    def add(self, outputs: np.ndarray, truths: np.ndarray, indices: Sequence[int]) -> None:
         logits = self._output.scores(np.asarray(outputs))
         if not self._hits:
             check_labels(self._samples, logits.shape[1])
         for name, hits in classify_hits(logits, truths).items():
             self._hits.setdefault(name, []).extend(hits.tolist())
+        self._indices.extend(indices)
+
+    @property
+    def counts(self) -> tuple[dict[str, list[bool]], list[int]]:
+        return self._hits, self._indices
+
+    def merge(self, counts: tuple[dict[str, list[bool]], list[int]]) -> None:
+        for name, hits in counts[0].items():
+            self._hits.setdefault(name, []).extend(hits)
+        self._indices.extend(counts[1])
 
     def result(self) -> dict[str, float]:
         return _percent({name: np.array(hits) for name, hits in self._hits.items()})
 
     @property
     def correct(self) -> tuple[bool, ...]:
-        return tuple(self._hits["top1"])
+        return tuple(hit for _, hit in sorted(zip(self._indices, self._hits["top1"])))
 
 
 def _percent(hits: dict[str, np.ndarray]) -> dict[str, float]:

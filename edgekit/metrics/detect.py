@@ -47,6 +47,14 @@ class Detect:
             self._records.append(judged(found, boxes))
             self._boxes.update(boxes[boxes[:, 4] >= 0, 4].astype(int).tolist())
 
+    @property
+    def counts(self) -> tuple[list[np.ndarray], collections.Counter[int]]:
+        return self._records, self._boxes
+
+    def merge(self, counts: tuple[list[np.ndarray], collections.Counter[int]]) -> None:
+        self._records += counts[0]
+        self._boxes.update(counts[1])
+
     def result(self) -> dict[str, float]:
         if not self._boxes:
             raise BadInput("there is no box to score: none is inside the input, or all are crowds")

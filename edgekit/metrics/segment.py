@@ -77,6 +77,14 @@ class Segment:
         check_masks(self._samples, truths, indices, classes)
         self._counts += confusion(logits, truths)
 
+    @property
+    def counts(self) -> np.ndarray | None:
+        return self._counts
+
+    def merge(self, counts: np.ndarray | None) -> None:
+        if counts is not None:
+            self._counts = counts if self._counts is None else self._counts + counts
+
     def result(self) -> dict[str, float]:
         return segment_metrics(np.zeros((1, 1), np.int64) if self._counts is None else self._counts)
 

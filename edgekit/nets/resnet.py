@@ -7,6 +7,7 @@ the usual CIFAR checkpoints (`layer1.0.conv1`, `linear`, no weights on shortcuts
 import torch
 from torch import nn
 
+from edgekit.errors import BadInput
 from edgekit.nets.layers import Chain, PadShortcut, check_arguments
 
 # Blocks in each of the four stages of 64, 128, 256 and 512 channels (table 1 of the paper).
@@ -137,36 +138,38 @@ def _cifar_stage(c_in: int, c_out: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(first, *(BasicBlock(c_out, c_out, 1, nn.Identity()) for _ in range(blocks - 1)))
 
 
-def _cifar_resnet(depth: int, classes: int, features_only: bool) -> nn.Module:
-    """Three stages of (depth − 2) / 6 blocks with 16, 32 and 64 channels, shortcuts of option A (section 4.2)."""
+def _cifar_resnet(depth: int, classes: int, width: int, features_only: bool) -> nn.Module:
+    """Three stages of (depth − 2) / 6 blocks with w, 2w and 4w channels, shortcuts of option A (section 4.2)."""
     check_arguments(classes)
+    if not isinstance(width, int) or width < 1:
+        raise BadInput(f"width = {width}: the first stage's channels must be a whole number, 1 or more; it has 16")
     blocks = (depth - 2) // 6
     trunk = {
-        "conv1": nn.Conv2d(3, 16, 3, 1, 1, bias=False),
-        "bn1": nn.BatchNorm2d(16),
+        "conv1": nn.Conv2d(3, width, 3, 1, 1, bias=False),
+        "bn1": nn.BatchNorm2d(width),
         "relu": nn.ReLU(),
-        "layer1": _cifar_stage(16, 16, blocks),
-        "layer2": _cifar_stage(16, 32, blocks),
-        "layer3": _cifar_stage(32, 64, blocks),
+        "layer1": _cifar_stage(width, width, blocks),
+        "layer2": _cifar_stage(width, 2 * width, blocks),
+        "layer3": _cifar_stage(2 * width, 4 * width, blocks),
     }
-    return Chain(trunk, _head(64, classes, "linear"), features_only)
+    return Chain(trunk, _head(4 * width, classes, "linear"), features_only)
 
 
-def cifar_resnet_20(classes: int = 10, features_only: bool = False) -> nn.Module:
+def cifar_resnet_20(classes: int = 10, width: int = 16, features_only: bool = False) -> nn.Module:
     """ResNet-20 for 32×32; `features_only` returns the last output at each stride as a list (see `Pyramid`)."""
-    return _cifar_resnet(20, classes, features_only)
+    return _cifar_resnet(20, classes, width, features_only)
 
 
-def cifar_resnet_32(classes: int = 10, features_only: bool = False) -> nn.Module:
+def cifar_resnet_32(classes: int = 10, width: int = 16, features_only: bool = False) -> nn.Module:
     """ResNet-32 for 32×32; `features_only` returns the last output at each stride as a list (see `Pyramid`)."""
-    return _cifar_resnet(32, classes, features_only)
+    return _cifar_resnet(32, classes, width, features_only)
 
 
-def cifar_resnet_56(classes: int = 10, features_only: bool = False) -> nn.Module:
+def cifar_resnet_56(classes: int = 10, width: int = 16, features_only: bool = False) -> nn.Module:
     """ResNet-56 for 32×32; `features_only` returns the last output at each stride as a list (see `Pyramid`)."""
-    return _cifar_resnet(56, classes, features_only)
+    return _cifar_resnet(56, classes, width, features_only)
 
 
-def cifar_resnet_110(classes: int = 10, features_only: bool = False) -> nn.Module:
+def cifar_resnet_110(classes: int = 10, width: int = 16, features_only: bool = False) -> nn.Module:
     """ResNet-110 for 32×32; `features_only` returns the last output at each stride as a list (see `Pyramid`)."""
-    return _cifar_resnet(110, classes, features_only)
+    return _cifar_resnet(110, classes, width, features_only)

@@ -4,5 +4,6 @@
 from edgekit.passes.distil import Distil
 from edgekit.passes.finetune import Finetune
 from edgekit.passes.prune import Prune
+from edgekit.passes.reestimate import Reestimate
 
-PASSES = {"prune": Prune, "distil": Distil, "finetune": Finetune}
+PASSES = {"prune": Prune, "distil": Distil, "finetune": Finetune, "reestimate": Reestimate}

@@ -1,42 +1,39 @@
-"""Distil from the network as it was before the first pass.
+"""Train the whole network towards the answers of one or several teachers."""
 
-Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
-
-    L = (1 − alpha) · CE(student, label) + alpha · T² · KL(softmax(teacher / T) || softmax(student / T))
-"""
+from __future__ import annotations
 
 import dataclasses
 from typing import Annotated
 
-import torch
-from annotated_types import Ge, Gt, Le
+from pydantic import PlainValidator
 
 from edgekit.context import PassContext
 from edgekit.net import Net
-from edgekit.train.loop import Schedule, fit
-from edgekit.train.losses import distillation
+from edgekit.schema import chosen
+from edgekit.train.loop import fit
+from edgekit.train.losses import TEACHER_LOSSES
+from edgekit.train.losses.kd import KD
+from edgekit.train.objective import Loss
+from edgekit.train.settings import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class Distil(Schedule):
-    """Train the whole network towards its teacher's answers and the labels.
+class Distil(Training):
+    """Distil.
 
     Attributes:
-        temperature: T of the paper; softens both answers.
-        alpha: weight of the teacher's part, 0 to 1.
+        loss: one that takes a teacher, by its name alone or as a table with its settings.
+        teachers: MODELs with trained weights, or bundles; none means the network as it was before the first pass.
     """
 
-    temperature: Annotated[float, Gt(0)] = 4.0
-    alpha: Annotated[float, Ge(0), Le(1)] = 0.9
+    loss: Annotated[Loss, PlainValidator(chosen(TEACHER_LOSSES, "kd"))] = dataclasses.field(default_factory=KD)
+    teachers: tuple[str, ...] = ()
 
     def __call__(self, net: Net, ctx: PassContext) -> Net:
+        """Raises BadInput for a teacher that cannot be loaded, or that knows other classes."""
         student = net.clone()
-        teacher = ctx.base.clone().module.eval()
-
-        def loss(logits: torch.Tensor, labels: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                target = teacher(images)
-            return distillation(logits, labels, target, self.temperature, self.alpha)
-
-        fit(student.module, loss, self, ctx, "distil")
+        teachers = [ctx.network(spec) for spec in self.teachers] or [ctx.base.clone().module]
+        for teacher in teachers:
+            teacher.eval().requires_grad_(False)
+        fit(student, self.loss, self, ctx, "distil", teachers)
         return student

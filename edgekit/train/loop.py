@@ -1,115 +1,253 @@
-"""One training loop: SGD with Nesterov momentum, one cosine from `lr` to 0 after a linear warm-up."""
+"""The one training loop, of every pass that trains.
+
+On several processes (see `edgekit.parallel`) the gradient is the mean over their shares of the batch. Batch norm then
+normalises by each process's own share, so its running statistics, of which the mean is taken after every epoch, and
+with them the result, differ a little from those of one process; with `freeze_norm` they do not.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import csv
+import io
 import math
-from collections.abc import Callable, Iterator
-from typing import Annotated
+import time
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from annotated_types import Ge, Gt
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from edgekit.context import PassContext
-from edgekit.data import Output, Samples, check_masks, check_task
+from edgekit.data import check_task
 from edgekit.errors import BadInput, TrainingStopped
+from edgekit.files import write_bytes
+from edgekit.net import Net
+from edgekit.train.feed import Feed
+from edgekit.train.objective import Loss, Objective, Setup, Views
+from edgekit.train.settings import Training
+from edgekit.train.state import State
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits, labels, images) -> mean loss of the batch."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """What every training pass has in common.
-
-    Attributes:
-        epochs: passes over the training images.
-        lr: peak learning rate; the first 5 % of the steps rise to it linearly, the rest falls to 0 by a cosine.
-        weight_decay: not applied to norms and biases.
-    """
-
-    epochs: Annotated[int, Gt(0)] = 5
-    batch: Annotated[int, Gt(1)] = 64
-    lr: Annotated[float, Gt(0)] = 0.02
-    weight_decay: Annotated[float, Ge(0)] = 1e-4
-    momentum: Annotated[float, Ge(0)] = 0.9
+SLOW_DATA = 0.25
 
 
-def fit(module: nn.Module, loss: Loss, schedule: Schedule, ctx: PassContext, label: str) -> None:
-    """Train `module` in place on the role `train`.
+def fit(
+    net: Net, loss: Loss, settings: Training, ctx: PassContext, label: str, teachers: Sequence[nn.Module] = ()
+) -> None:
+    """Train the module of `net` in place on the role `train`, from where an interrupted run left off.
 
     Raises:
-        TrainingStopped: the loss is not finite; names the step and where the weights of the last good epoch are.
-        BadInput: fewer images than one batch, images of another task than [output] says, or boxes.
+        TrainingStopped: the loss or the weights are not finite; names the step and where the last good state is.
+        BadInput: fewer images than one batch, images of another task than [output] says, boxes, or teachers whose
+            outputs are not the student's.
     """
-    samples = ctx.data.role("train")
-    _check_trainable(samples, ctx.output, label)
-    steps = len(samples) // schedule.batch
-    if steps == 0:
-        raise BadInput(f"{label}: {len(samples)} training images are fewer than a batch of {schedule.batch}")
-    optimiser = torch.optim.SGD(
-        _parameter_groups(module, schedule.weight_decay), schedule.lr, schedule.momentum, nesterov=schedule.momentum > 0
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_cosine(steps * schedule.epochs))
-    kept = ctx.keep(module)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # several times faster on a CPU
-    module.train()
-    batches = _batches(samples, schedule, ctx)
-    for step, (images, labels) in enumerate(ctx.track(batches, label, steps * schedule.epochs)):
-        value = loss(module(images), ctx.output.channels(labels), images)
-        if not torch.isfinite(value):
-            raise TrainingStopped(
-                f"{label}: the loss is {value.item()} at step {step} (epoch {step // steps + 1}); "
-                f"the last good weights are kept in {kept}. A lower lr (now {schedule.lr}) usually helps"
-            )
-        optimiser.zero_grad()
+    with contextlib.ExitStack() as closing:
+        run = _Run(net, loss, settings, ctx, label, teachers, closing)
+        run.train()
+    net.module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    net.module.eval()
+
+
+class _Run:
+    """One training, from its first step or from a saved one to its last."""
+
+    def __init__(
+        self, net: Net, loss: Loss, settings: Training, ctx: PassContext, label: str, teachers: Sequence[nn.Module],
+        closing: contextlib.ExitStack,
+    ) -> None:  # fmt: skip
+        self.net, self.settings, self.ctx, self.label, self.world = net, settings, ctx, label, ctx.world
+        outputs = _outputs(net.module, teachers, ctx, label)
+        self.feed = Feed(ctx.data.role("train"), ctx.input, ctx.output, settings, outputs, ctx.seed, ctx.world)
+        self._check()
+        self.device = self.world.device
+        for network in (net.module, *teachers):
+            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster, CPU too
+        setup = Setup(
+            net.module, tuple(teachers), ctx.input.shape, outputs, len(self.feed.samples), self.feed.plain, closing
+        )
+        objective = Objective(net.module, loss.build(setup)).to(self.device)
+        mean = {name: tensor.clone() for name, tensor in net.module.state_dict().items()} if settings.ema else {}
+        self.state = State(objective, _optimiser(objective, settings), mean)
+        self.total = self.feed.steps * settings.epochs
+        self.saved, self.waited = 0.0, 0.0
+
+    def train(self) -> None:
+        if self.ctx.state and self.world.agreed(self.ctx.state.is_file()):
+            self.state.restore(self.ctx.state)
+            self.ctx.log(f"{self.label}: goes on after step {self.state.step} of {self.total}")
+        else:
+            self._save()
+        rate = self.settings.rate(self.total)
+        model = self._parallel()
+        start = self.state.step
+        views = self._timed(self.feed.views(start))
+        began, first = time.monotonic(), start
+        for batch in self.ctx.track(views, self.label, self.total - start, self._status):
+            self._train_mode()
+            self._step(model, batch, rate(self.state.step))
+            if self.state.step % self.feed.steps == 0:
+                self._end_epoch(time.monotonic() - began, self.state.step - first)
+                began, first, self.waited = time.monotonic(), self.state.step, 0.0
+            elif time.monotonic() - self.saved >= self.settings.save_s and self.world.size == 1:
+                self._save()
+        if self.settings.ema:
+            self.net.module.load_state_dict(self.state.mean)
+
+    def _step(self, model: nn.Module, batch: Views, factor: float) -> None:
+        for group in self.state.optimiser.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        with torch.autocast(self.device.type, torch.bfloat16, self.settings.amp and self.device.type == "cuda"):
+            value = model(batch)
+        shown = value.detach().clone()
+        self.world.mean_(shown)
+        if not math.isfinite(loss := shown.item()):
+            self._stop(f"the loss is {loss}")
+        self.state.optimiser.zero_grad()
         value.backward()
-        optimiser.step()
-        scheduler.step()
-        if (step + 1) % steps == 0:
-            kept = ctx.keep(module)
-    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    module.eval()
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.state.objective.parameters(), self.settings.clip)
+        self.state.optimiser.step()
+        if self.settings.ema:
+            self._average()
+        self.state.step += 1
+        self.state.log.append((self.settings.lr * factor, loss))
 
+    def _end_epoch(self, seconds: float, steps: int) -> None:
+        # Every process has the same weights; the statistics of its norms are of its own pictures.
+        self.world.mean_(*(buffer for buffer in self.net.module.buffers() if buffer.is_floating_point()))
+        epoch = self.state.step // self.feed.steps
+        losses = [loss for _, loss in self.state.log[-steps:]]
+        line = f"{self.label}: epoch {epoch} of {self.settings.epochs}, loss {sum(losses) / steps:.4f}"
+        if self.settings.score and epoch % self.settings.score == 0 and "calibrate" in self.ctx.data.roles:
+            metrics = self._score()
+            self.state.scores[self.state.step] = metrics
+            line += "".join(f", {name} {value:.2f}" for name, value in metrics.items())
+        self.ctx.log(f"{line}, {steps * self.settings.batch / seconds:.0f} images/s")
+        if epoch == 1 and self.waited > SLOW_DATA * seconds:
+            share = 100 * self.waited / seconds
+            self.ctx.log(f"{self.label}: {share:.0f} % of the time went into waiting for pictures; raise workers")
+        self._save()
 
-def warm_cosine(steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate at each step."""
-    warm = max(1, steps // 20)
+    def _score(self) -> dict[str, float]:
+        """Of the network as it would be handed over now."""
+        if not self.settings.ema:
+            return self.ctx.score(self.net)
+        latest = {name: tensor.clone() for name, tensor in self.net.module.state_dict().items()}
+        self.net.module.load_state_dict(self.state.mean)
+        metrics = self.ctx.score(self.net)
+        self.net.module.load_state_dict(latest)
+        return metrics
 
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    def _average(self) -> None:
+        """mean ← decay · mean + (1 − decay) · weights, with a decay that grows from 1/10 to `ema`."""
+        decay = min(self.settings.ema, (1 + self.state.step) / (10 + self.state.step))
+        for name, tensor in self.net.module.state_dict().items():
+            if tensor.is_floating_point():
+                self.state.mean[name].lerp_(tensor, 1 - decay)
+            else:
+                self.state.mean[name].copy_(tensor)
 
-    return factor
+    def _train_mode(self) -> None:
+        self.state.objective.train()
+        if self.settings.freeze_norm:
+            for module in self.net.module.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
+    def _save(self) -> None:
+        self.saved = time.monotonic()
+        if not all(torch.isfinite(weight).all() for weight in self.state.objective.parameters()):
+            self._stop("a weight is not finite")
+        if self.world.first and self.ctx.state:
+            self.state.save(self.ctx.state)
+        if self.world.first and self.ctx.journal:
+            write_bytes(self.ctx.journal, _journal(self.state, self.feed.steps))
 
-def _check_trainable(samples: Samples, output: Output, label: str) -> None:
-    check_task(samples, output.task)
-    if output.task == "detect":
-        raise BadInput(
-            f"{label}: detection networks cannot be trained here, as each has a loss of its own; remove the pass, "
-            "or train the pruned network in your own code"
+    def _stop(self, what: str) -> None:
+        step = self.state.step
+        kept = f"the last good state is kept in {self.ctx.state}. " if self.ctx.state else ""
+        raise TrainingStopped(
+            f"{self.label}: {what} at step {step} (epoch {step // self.feed.steps + 1}); {kept}"
+            f"A lower lr (now {self.settings.lr}) usually helps, or clip = 1.0"
         )
 
+    def _parallel(self) -> nn.Module:
+        if self.world.size == 1:
+            return self.state.objective
+        own = [self.device] if self.device.type == "cuda" else None
+        # Not broadcast: the running statistics are averaged instead, so that they are of everybody's pictures.
+        return DistributedDataParallel(self.state.objective, own, broadcast_buffers=False)
 
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    def _timed(self, items: Any) -> Any:
+        """The same items; the time spent on waiting for them is added up."""
+        items = iter(items)
+        while True:
+            began = time.monotonic()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - began
+            yield item
+
+    def _status(self) -> str:
+        return f"loss {self.state.log[-1][1]:.3f}" if self.state.log else ""
+
+    def _check(self) -> None:
+        samples, batch = self.feed.samples, self.settings.batch
+        check_task(samples, self.ctx.output.task)
+        if self.ctx.output.task == "detect":
+            raise BadInput(
+                f"{self.label}: detection networks cannot be trained here, as each has a loss of its own; remove the "
+                "pass, or train the pruned network in your own code"
+            )
+        if self.feed.steps == 0:
+            raise BadInput(f"{self.label}: {len(samples)} training images are fewer than a batch of {batch}")
+        if batch % self.world.size:
+            raise BadInput(f"{self.label}: batch = {batch} cannot be shared by {self.world.size} processes")
+        if self.ctx.output.task != "classify" and (self.settings.mixes or self.settings.augment.photometric):
+            raise BadInput(f"{self.label}: mixup, cutmix, jitter, randaugment and erase are for classification only")
+
+
+def _outputs(student: nn.Module, teachers: Sequence[nn.Module], ctx: PassContext, label: str) -> int:
+    """How many outputs the student has; every teacher must have as many."""
+    probe = torch.zeros(1, *ctx.input.shape)
+    with torch.no_grad():
+        outputs, *others = [tuple(network.eval()(probe).shape[1:]) for network in (student, *teachers)]
+    if wrong := [shape for shape in others if shape != outputs]:
+        raise BadInput(
+            f"{label}: a teacher gives outputs of {wrong[0]} where the student gives {outputs}; "
+            "a teacher must know the student's classes"
+        )
+    return outputs[0]
+
+
+def _optimiser(objective: Objective, settings: Training) -> torch.optim.Optimizer:
+    """Weight decay is for weights with more than one axis; a term may set rates of its own."""
+    own = getattr(objective.term, "parameter_groups", None)
+    groups = own() if own else []
+    elsewhere = {id(parameter) for group in groups for parameter in group["params"]}
+    weights = [p for p in objective.parameters() if p.requires_grad and id(p) not in elsewhere]
+    groups = [
+        {"params": [p for p in weights if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+        *groups,
     ]
+    groups = [{"peak_lr": group.get("lr", settings.lr), **group} for group in groups if group["params"]]
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(groups, settings.lr)
+    return torch.optim.SGD(groups, settings.lr, settings.momentum, nesterov=settings.momentum > 0)
 
 
-def _batches(samples: Samples, schedule: Schedule, ctx: PassContext) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Shuffled full batches, a new order each epoch from the seed."""
-    rng = np.random.default_rng(ctx.seed)
-    whole = len(samples) // schedule.batch * schedule.batch
-    for _ in range(schedule.epochs):
-        order = rng.permutation(len(samples))[:whole]
-        for images, labels, indices in samples.batches(ctx.input, schedule.batch, order=order.tolist()):
-            if ctx.output.task == "segment" and ctx.output.classes is not None:
-                check_masks(samples, labels, indices, ctx.output.classes)
-            yield torch.from_numpy(images).to(memory_format=torch.channels_last), torch.from_numpy(labels)
+def _journal(state: State, steps: int) -> bytes:
+    """One row a step as CSV: step, epoch, lr, loss, and the metrics where they were taken."""
+    names = sorted({name for metrics in state.scores.values() for name in metrics})
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["step", "epoch", "lr", "loss", *names])
+    for step, (rate, loss) in enumerate(state.log, 1):
+        metrics = state.scores.get(step, {})
+        row = [f"{rate:.6g}", f"{loss:.6g}", *(metrics.get(name, "") for name in names)]
+        table.writerow([step, (step - 1) // steps + 1, *row])
+    return text.getvalue().encode()
