@@ -54,6 +54,19 @@ def stages(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[i
     return {name: form for _, (name, form) in sorted(found.items(), reverse=True)}
 
 
+def forms(network: nn.Module, names: Sequence[str], shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """The (C, H, W) that each of these modules gives.
+
+    Raises:
+        BadInput: the network has no such module, or the module gives no maps (B, C, H, W).
+    """
+    found = {name: output for name, output in _calls(network, shape, lambda _module, output: output.ndim == 4) if name}
+    for name in names:
+        if name not in found:
+            raise unknown("stage", name, found)
+    return [(channels, height, width) for _, channels, height, width in (found[name] for name in names)]
+
+
 def _calls(network: nn.Module, shape: tuple[int, int, int], wanted) -> list[tuple[str, torch.Size]]:  # type: ignore[no-untyped-def]
     """Name and output shape of each wanted module, in the order in which they end."""
     calls: list[tuple[str, torch.Size]] = []
