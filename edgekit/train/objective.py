@@ -84,14 +84,18 @@ class Objective(nn.Module):
         self.student, self.term = student, term
 
     def forward(self, views: Views) -> torch.Tensor:
-        return self.term(self.student(views.images), views)
+        logits = self.student(views.images)
+        with torch.autocast(logits.device.type, enabled=False):  # losses and their projections in full precision
+            return self.term(logits.float(), views)
 
 
 def cross_entropy(logits: torch.Tensor, views: Views) -> torch.Tensor:
     """The mean over the batch; of masks, over their labelled pixels: 0 where there is none."""
     if views.labels.ndim == 1:
         return cross_entropy_each(logits, views).mean()
-    total = F.cross_entropy(logits, views.labels, ignore_index=IGNORE, reduction="sum", label_smoothing=views.smoothing)
+    total = F.cross_entropy(
+        logits, views.labels, ignore_index=IGNORE, reduction="sum", label_smoothing=views.smoothing
+    )
     return total / (views.labels != IGNORE).sum().clamp(min=1)
 
 

@@ -44,14 +44,29 @@ def classifier(network: nn.Module, shape: tuple[int, int, int]) -> str:
 def stages(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
     """The last module at each resolution above 1×1, largest first: its name and the (C, H, W) it gives.
 
-    These are the network's stages, whatever it calls them.
+    These are the network's stages, whatever it calls them. Only the outermost modules at a resolution count, as an
+    inverted residual that shrinks the picture begins with an expansion at the resolution before.
     """
     found: dict[tuple[int, int], tuple[str, tuple[int, int, int]]] = {}
     for name, output in _calls(network, shape, lambda _module, output: output.ndim == 4):
         channels, height, width = output[1:]
-        if name and (height, width) != (1, 1):
+        best = found.get((height, width))
+        if name and (height, width) != (1, 1) and (best is None or name.count(".") <= best[0].count(".")):
             found[height, width] = name, (channels, height, width)
     return {name: form for _, (name, form) in sorted(found.items(), reverse=True)}
+
+
+def forms(network: nn.Module, names: Sequence[str], shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """The (C, H, W) that each of these modules gives.
+
+    Raises:
+        BadInput: the network has no such module, or the module gives no maps (B, C, H, W).
+    """
+    found = {name: output for name, output in _calls(network, shape, lambda _module, output: output.ndim == 4) if name}
+    for name in names:
+        if name not in found:
+            raise unknown("stage", name, found)
+    return [(channels, height, width) for _, channels, height, width in (found[name] for name in names)]
 
 
 def _calls(network: nn.Module, shape: tuple[int, int, int], wanted) -> list[tuple[str, torch.Size]]:  # type: ignore[no-untyped-def]
