@@ -25,7 +25,7 @@ data_option = click.option(
     "data",
     multiple=True,
     metavar="[ROLE=]DATA",
-    help="digits, folder:, csv:, npz:, masks:, coco: or python:.",
+    help="digits, folder:, csv:, npz:, wds:, masks:, coco: or python:.",
 )
 io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")
 
@@ -110,7 +110,7 @@ def inspect(model: str, input_size: int | None, as_json: bool) -> None:
     multiple=True,
     required=True,
     metavar="[ROLE=]DATA",
-    help="digits, folder:, csv:, npz:, masks:, coco: or python:.",
+    help="digits, folder:, csv:, npz:, wds:, masks:, coco: or python:.",
 )
 @click.option("--out", type=PATH, required=True, help="Folder of the new bundle.")
 @click.option("--seed", default=0, show_default=True)
