@@ -1,9 +1,9 @@
 """Data: where pictures come from, which role each plays, and how they become a network's input.
 
-A SPEC names a source: `digits`, `folder:PATH`, `csv:PATH`, `npz:PATH` or `python:package.module:factory` of pictures
-with a class each, `masks:PATH` with a class for each pixel, `coco:PATH` with boxes. A source without splits of its own
-is split by content, 70/10/20, so that a picture keeps its role whatever is added, removed, renamed or listed in another
-order.
+A SPEC names a source: `digits`, `folder:PATH`, `csv:PATH`, `npz:PATH`, `wds:PATTERN` or `python:package.module:factory`
+of pictures with a class each, `masks:PATH` with a class for each pixel, `coco:PATH` with boxes. A source without splits
+of its own is split by content, 70/10/20, so that a picture keeps its role whatever is added, removed, renamed or listed
+in another order.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from edgekit.data.samples import (
     in_order,
     no_progress,
 )
+from edgekit.data.shards import wds
 from edgekit.errors import BadInput, unknown
 
 __all__ = [
@@ -70,6 +71,7 @@ SOURCES: dict[str, Callable[[str], Found]] = {
     "folder": folder,
     "csv": csv_file,
     "npz": npz,
+    "wds": wds,
     "python": python,
     "masks": masks,
     "coco": coco,

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -28,16 +28,25 @@ def decode(path: Path) -> np.ndarray:
     Raises:
         BadInput: the file cannot be read or decoded; the message names it.
     """
+    return decode_from(path, str(path))
+
+
+def decode_from(source: Path | BinaryIO, name: str) -> np.ndarray:
+    """As `decode`, from a path or an open file; `name` stands in the error.
+
+    Raises:
+        BadInput: it cannot be read or decoded.
+    """
     from PIL import Image
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             image.load()
             return _as_array(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow documents no closed set: a broken file raises whatever its decoder trips over
-        raise BadInput(f"{path}: cannot be decoded as an image ({error})") from error
+        raise BadInput(f"{name}: cannot be decoded as an image ({error})") from error
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -303,7 +303,7 @@ def check_task(samples: Samples, task: Task) -> None:
     Raises:
         BadInput: they are for another task.
     """
-    sources = {"classify": "folder:, csv: or npz:", "segment": "masks:PATH", "detect": "coco:FILE"}
+    sources = {"classify": "folder:, csv:, npz: or wds:", "segment": "masks:PATH", "detect": "coco:FILE"}
     if samples.task != task:
         raise BadInput(
             f"{samples[0].id}: the data is for {samples.task!r} and [output] task = {task!r}; "
