@@ -1,5 +1,9 @@
 """edgekit.metrics for segmentation and detection: closed forms, and outputs that cannot be scored."""
 
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +15,8 @@ from edgekit.evaluate import METRICS, evaluate
 from edgekit.metrics import Detect, Segment
 from edgekit.metrics.detect import judged, overlaps
 from edgekit.metrics.segment import confusion, segment_metrics
+from edgekit.parallel import World
+from tests.test_data import memory
 
 PLAIN = Input(4, "gray", scale=1.0)
 
@@ -209,3 +215,45 @@ def test_detections_that_cannot_be_scored(found, output, message):
 def test_names_must_be_as_many_as_classes():
     with pytest.raises(BadInput, match="names 2 classes and the network has 3"):
         METRICS["detect"](with_boxes([], classes=("a", "b")), Output("detect", classes=3))
+
+
+# Several processes
+
+
+def in_processes(size: int, score) -> list:
+    """`score(world)` of each of `size` worlds, run side by side in threads that meet where processes would."""
+    meeting, box = threading.Barrier(size, timeout=30), [None] * size
+
+    class Together(World):
+        def gathered(self, value):
+            box[self.rank] = pickle.dumps(value)
+            meeting.wait()
+            return [pickle.loads(one) for one in box]
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(score, [Together(rank, size) for rank in range(size)]))
+
+
+RNG = np.random.default_rng(5)
+SHARED = {
+    "classify": memory(23),
+    "segment": with_masks(*RNG.integers(0, 3, (7, 4, 4))),
+    "detect": with_boxes(*[[[0, 0, 5 + i, 9, i % 2]] for i in range(7)]),
+}
+
+
+@pytest.mark.parametrize("task", SHARED)
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_score_in_several_processes_loses_and_repeats_no_sample(task, size):
+    def predict(x: np.ndarray):
+        if task == "detect":
+            return [np.array([[0, 0, 7, 9, 0.5, 0], [0, 0, 6, 9, 0.4, 1]])] * len(x)
+        spread = np.arange(3).reshape(3, *[1] * (2 * (task == "segment")))
+        return np.sin(37 * x.mean(1 if task == "segment" else (1, 2, 3))[:, None] + spread).astype(np.float32)
+
+    def score(world: World):
+        return evaluate(predict, SHARED[task], PLAIN, Output(task), batch_size=2, world=world)
+
+    whole = score(World())
+    assert whole.n == len(SHARED[task])
+    assert in_processes(size, score) == [whole] * size

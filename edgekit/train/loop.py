@@ -71,6 +71,7 @@ class _Run:
         self.state = State(objective, _optimiser(objective, settings), mean)
         self.total = self.feed.steps * settings.epochs
         self.saved, self.waited = 0.0, 0.0
+        self.began, self.first = time.monotonic(), 0  # of this epoch
 
     def train(self) -> None:
         if self.ctx.state and self.world.agreed(self.ctx.state.is_file()):
@@ -80,15 +81,15 @@ class _Run:
             self._save()
         rate = self.settings.rate(self.total)
         model = self._parallel()
-        start = self.state.step
+        start = self.first = self.state.step
         views = self._timed(self.feed.views(start))
-        began, first = time.monotonic(), start
+        self.began = time.monotonic()
         for batch in self.ctx.track(views, self.label, self.total - start, self._status):
             self._train_mode()
             self._step(model, batch, rate(self.state.step))
             if self.state.step % self.feed.steps == 0:
-                self._end_epoch(time.monotonic() - began, self.state.step - first)
-                began, first, self.waited = time.monotonic(), self.state.step, 0.0
+                self._end_epoch()
+                self.began, self.first, self.waited = time.monotonic(), self.state.step, 0.0
             elif time.monotonic() - self.saved >= self.settings.save_s and self.world.size == 1:
                 self._save()
         if self.settings.ema:
@@ -113,7 +114,8 @@ class _Run:
         self.state.step += 1
         self.state.log.append((self.settings.lr * factor, loss))
 
-    def _end_epoch(self, seconds: float, steps: int) -> None:
+    def _end_epoch(self) -> None:
+        seconds, steps = time.monotonic() - self.began, self.state.step - self.first
         # Every process has the same weights; the statistics of its norms are of its own pictures.
         self.world.mean_(*(buffer for buffer in self.net.module.buffers() if buffer.is_floating_point()))
         epoch = self.state.step // self.feed.steps
@@ -192,7 +194,10 @@ class _Run:
             yield item
 
     def _status(self) -> str:
-        return f"loss {self.state.log[-1][1]:.3f}" if self.state.log else ""
+        if not self.state.log:
+            return ""
+        rate = (self.state.step - self.first) * self.settings.batch / (time.monotonic() - self.began)
+        return f"loss {self.state.log[-1][1]:.3f}, {rate:.0f} images/s"
 
     def _check(self) -> None:
         samples, batch = self.feed.samples, self.settings.batch
