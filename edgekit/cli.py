@@ -274,6 +274,26 @@ def evaluate(file: Path, data: tuple[str, ...], engine: str, io_file: Path | Non
 
 
 @main.command()
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help="Calibration pictures.")
+@click.option("--images", type=click.IntRange(1), default=16, show_default=True)
+@io_option
+@json_option
+def bisect(first: Path, second: Path, data: tuple[str, ...], images: int, io_file: Path | None, as_json: bool) -> None:
+    """Name the layers where SECOND begins to differ from FIRST, e.g. an int8 file from its float file.
+
+    \b
+    edgekit bisect out/q/model.onnxruntime.fp32.onnx out/q/model.onnxruntime.int8.onnx --data digits
+    """
+    from edgekit import tables
+    from edgekit.bisect import bisect as compare
+
+    found = compare(first, second, list(data), images, io_file, track)
+    emit(found) if as_json else tables.show_bisection(found)
+
+
+@main.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """Show versions, CPU features that matter, engines and extras, and how to get what is missing.

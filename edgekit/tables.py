@@ -80,6 +80,21 @@ def show_score(found: dict[str, Any]) -> None:
         print(f"{found['skipped']} images could not be decoded and were left out")
 
 
+def show_bisection(found: dict[str, Any], most: int = 12) -> None:
+    """The layers where the files part, and the last layer."""
+    falls = [row for row in found["rows"] if row["layer"] in found["diverging"]]
+    made = make("layer", "SQNR dB", "worse than its inputs by dB", title=" → ".join(found["files"]))
+    for row in [*falls[:most], found["rows"][-1]]:
+        made.add_row(row["layer"], f"{row['sqnr_db']:.1f}", f"{row['fall_db']:.1f}")
+    show(made)
+    if not falls:
+        print("no layer is much worse than its inputs")
+    elif len(falls) > most:
+        print(f"and {len(falls) - most} layers more; --json lists every tensor")
+    if not found["as_deployed"]:
+        print("observing the tensors changed the answers: what was compared is not exactly what is deployed")
+
+
 def show_doctor(found: dict[str, Any]) -> None:
     made = make("what", "found")
     made.columns[-1].justify = "left"

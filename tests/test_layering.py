@@ -27,7 +27,7 @@ LAYERS = [
     {"report", "recipe", "inspection", "doctor", "catalogue"},
     {"job"},
     {"run"},
-    {"deploy", "tables"},
+    {"bisect", "deploy", "tables"},
     {"cli", "__main__"},
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -438,3 +438,11 @@ def test_cifar_weights_load_and_classify(depth):
     with torch.no_grad():
         hits = (net(x).argmax(1).numpy() == labels).mean()
     assert hits > 0.7
+
+
+def test_a_slice_of_a_network_keeps_its_weights():
+    network = ZOO["cifar_resnet_20"]()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    part = network[:-1]
+    assert all(torch.equal(before[name], value) for name, value in part.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

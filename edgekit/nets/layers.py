@@ -77,6 +77,12 @@ class Chain(Pyramid, nn.Sequential):
         if features_only:
             self.tap(name for name, _ in self.parts())
 
+    def __getitem__(self, index: Any) -> Any:
+        """A slice is a plain Sequential of the same modules: another Chain would begin by drawing new weights."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
+        return super().__getitem__(index)
+
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
         """The children in order; a plain Sequential counts as its own children."""
         for name, child in self.named_children():
