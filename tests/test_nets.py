@@ -17,6 +17,7 @@ from edgekit.errors import BadInput
 from edgekit.graph import Graph, trace
 from edgekit.net import Source, build
 from edgekit.nets import ZOO
+from edgekit.nets.resnet import cifar_resnet_20
 from edgekit.nets.hardnet import layer_channels, links
 from edgekit.nets.layers import PadShortcut, SplitChannels
 from edgekit.nets.ulsam import Ulsam
@@ -441,7 +442,7 @@ def test_cifar_weights_load_and_classify(depth):
 
 
 def test_a_slice_of_a_network_keeps_its_weights():
-    network = ZOO["cifar_resnet_20"]()
+    network = cifar_resnet_20()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     part = network[:-1]
     assert all(torch.equal(before[name], value) for name, value in part.state_dict().items())
