@@ -17,9 +17,9 @@ from edgekit.errors import BadInput
 from edgekit.graph import Graph, trace
 from edgekit.net import Source, build
 from edgekit.nets import ZOO
-from edgekit.nets.resnet import cifar_resnet_20
 from edgekit.nets.hardnet import layer_channels, links
 from edgekit.nets.layers import PadShortcut, SplitChannels
+from edgekit.nets.resnet import cifar_resnet_20
 from edgekit.nets.ulsam import Ulsam
 
 DATA = Path(__file__).parents[2] / "shared/data"
