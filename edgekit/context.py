@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -61,7 +61,11 @@ class PassContext:
 
 @dataclasses.dataclass(frozen=True)
 class RewriteContext:
-    """What a rewrite works with: the target's form, and calibration images where the recipe's data has them."""
+    """What a rewrite works with: the target's form, and calibration images where the recipe's data has them.
+
+    Attributes:
+        keep: takes a JSON document and the name under which it is to stand beside the file.
+    """
 
     target: Target
     input: Input
@@ -70,6 +74,7 @@ class RewriteContext:
     seed: int
     log: Callable[[str], None]
     track: Track = no_progress
+    keep: Callable[[str, dict[str, Any]], None] = lambda _name, _document: None
 
     def calibration(self, images: int, batch_size: int = 1) -> Iterator[np.ndarray]:
         """At most `images` preprocessed calibration images as float32 batches of (B, C, H, W), always the same ones.

@@ -74,7 +74,10 @@ class Job:
 
     def rewrite_context(self, wanted: Target) -> RewriteContext:
         settings = self.recipe
-        return RewriteContext(wanted, settings.input, settings.output, self.data, self.seed, self.log, self.track)
+        return RewriteContext(
+            wanted, settings.input, settings.output, self.data, self.seed, self.log, self.track,
+            keep=lambda name, document: write_json(self.out / name, document),
+        )  # fmt: skip
 
     def pass_context(self, index: int, base: Net) -> PassContext:
         return PassContext(

@@ -159,6 +159,7 @@ def _make(job: Job) -> None:
         files += [WEIGHTS, GRAPH] if job.source.kind == "onnx" else [WEIGHTS]
         files += sorted(path.name for path in job.out.glob("train.*.csv"))
         sealed = {"edits": edits_to_json(net.edits), "aliases": aliases}
+    files += sorted(path.name for path in job.out.glob("quant.*.json"))
     _seal(job, steps, files, sealed, started)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,13 +175,13 @@ class Plan:
         return [name for group in self.groups for name in group]
 
 
-def plan(graph: Graph, wanted: Scheme) -> Plan:
-    """Apply a target's rules to a graph.
+def plan(graph: Graph, wanted: Scheme, in_float: Collection[str] = ()) -> Plan:
+    """Apply a target's rules to a graph; the layers named `in_float` stay as they are.
 
     Raises:
         BadInput: no convolution or linear layer has a constant weight.
     """
-    layers = [node.name for node in graph.nodes if is_layer(graph, node)]
+    layers = [node.name for node in graph.nodes if is_layer(graph, node) and node.name not in in_float]
     if not layers:
         raise BadInput("int8: there is no convolution or linear layer with a constant weight to quantise")
     if wanted.residual_only:

@@ -8,19 +8,21 @@ made before it, and biases take up what shift is left. See `edgekit.quant` for t
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from edgekit.context import RewriteContext
 from edgekit.errors import BadInput, NothingChanged
 from edgekit.quant.calibrate import batch_size, check_images, histograms, whole
 from edgekit.quant.equalise import equalised
-from edgekit.quant.graph import Graph, Plan, plan, prepared
+from edgekit.quant.graph import Graph, Plan, is_layer, plan, prepared
 from edgekit.quant.grid import Grid, activation_grid
 from edgekit.quant.ranges import Histogram, Method, find_range
+from edgekit.quant.sensitivity import Sensitivity
 from edgekit.quant.targets import Scheme, scheme, violations
 from edgekit.quant.walk import FittedLayer, Walk, Weights
 from edgekit.quant.write import quantised_model
@@ -28,6 +30,9 @@ from edgekit.rewrites.fold import QUANTISED
 
 if TYPE_CHECKING:
     import onnx
+
+
+SENSITIVITY_IMAGES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Int8:
         reconstruct: round weights to nearest, or for the closest output of each layer.
         bias_correction: remove the shift of each layer's mean.
         fit_images: how many of the images the last two work on.
+        in_float: globs over layers that stay in float.
+        least_db: more layers stay in float, those first by which the outputs gain most, until the outputs on 16
+            calibration images are as close to the float network's as this SQNR says; 0 keeps none.
     """
 
     images: Annotated[int, Gt(0)] = 200
@@ -51,6 +59,8 @@ class Int8:
     reconstruct: Literal["none", "gptq"] = "gptq"
     bias_correction: bool = True
     fit_images: Annotated[int, Gt(0)] = 64
+    in_float: tuple[str, ...] = ()
+    least_db: Annotated[float, Ge(0)] = 0.0
     precision: ClassVar[str | None] = "int8"
 
     def __call__(self, model: onnx.ModelProto, ctx: RewriteContext) -> onnx.ModelProto:
@@ -62,13 +72,50 @@ class Int8:
         if any(node.op_type in QUANTISED for node in model.graph.node):
             raise BadInput("int8: the graph is quantised already; give the float file")
         wanted, model = scheme(ctx.target.name), prepared(model)
-        planned = plan(Graph(model), wanted)
+        kept = _matching(self.in_float, Graph(model))
+        planned = plan(Graph(model), wanted, kept)
         model, found = self._calibrated(model, planned, ctx)
         grids = _grids(found, planned, self.ranges, wanted)
         layers = self._fitted(model, planned, grids, wanted, ctx)
+        gains: dict[str, float] = {}
+        if self.least_db:
+            gains, more = self._sensitive(model, grids, layers, wanted, ctx)
+            planned = plan(Graph(model), wanted, kept | set(more))
+            grids = {name: grids[name] for name in planned.tensors}
+            layers = self._fitted(model, planned, grids, wanted, ctx) if more else layers
         result = quantised_model(model, planned, grids, layers, wanted)
         _check(result, wanted, ctx)
-        return result, grids | _weight_grids(layers)
+        tensors = grids | _weight_grids(layers)
+        ctx.keep(f"quant.{ctx.target.name}.json", self._document(ctx, tensors, gains))
+        return result, tensors
+
+    def _sensitive(
+        self, model: onnx.ModelProto, grids: dict[str, Grid], layers: dict[str, FittedLayer], wanted: Scheme,
+        ctx: RewriteContext,
+    ) -> tuple[dict[str, float], list[str]]:  # fmt: skip
+        """By how much the outputs gain from each layer in float, and the layers that have to stay there."""
+        size = batch_size(model)
+        batches = list(whole(ctx.calibration(SENSITIVITY_IMAGES, size), size))
+        looked = Sensitivity(model, grids, layers, wanted, batches)
+        gains = looked.gains(ctx.track)
+        chosen = looked.worst(self.least_db, gains)
+        before, after = looked.sqnr_db(), looked.sqnr_db(chosen)
+        named = ", ".join(f"{name} ({gains[name]:+.2f} dB)" for name in chosen) or "none"
+        ctx.log(f"int8: outputs {before:.1f} dB; layers in float: {named}; then {after:.1f} dB")
+        if after < self.least_db:
+            ctx.log(f"int8: least_db = {self.least_db} is out of reach with one layer in int8")
+        return gains, chosen
+
+    def _document(self, ctx: RewriteContext, tensors: dict[str, Grid], gains: dict[str, float]) -> dict[str, Any]:
+        """`quant.json`: how each tensor is quantised, on which pictures that was found, what each layer costs."""
+        samples = ctx.data.role("calibrate").subset(self.images, ctx.seed) if ctx.data else None
+        return {
+            "schema": "edgekit/quant/1",
+            "target": ctx.target.name,
+            "images": {"ids": list(samples.ids), "sha256": samples.sha256} if samples else None,
+            "tensors": {name: grid.to_json() for name, grid in tensors.items()},
+            "gain_db": gains,
+        }
 
     def _calibrated(
         self, model: onnx.ModelProto, planned: Plan, ctx: RewriteContext
@@ -105,6 +152,17 @@ class Int8:
         layers = walk.run(batches, ctx.track)
         _log_layers(layers, self, images, ctx)
         return layers
+
+
+def _matching(globs: Iterable[str], graph: Graph) -> set[str]:
+    """The layers that globs name. Raises BadInput for a glob that names none."""
+    layers = [node.name for node in graph.nodes if is_layer(graph, node)]
+    found: set[str] = set()
+    for pattern in globs:
+        if not (named := fnmatch.filter(layers, pattern)):
+            raise BadInput(f"int8: in_float = {pattern!r} matches no layer; there are {', '.join(layers[:6])}, …")
+        found.update(named)
+    return found
 
 
 def count_quantised(model: onnx.ModelProto) -> int:

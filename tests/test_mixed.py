@@ -1,0 +1,108 @@
+"""Layers in float: which cost what, the fewest that reach a fidelity, and the record of it all."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edgekit.errors import BadInput
+from edgekit.files import read_json
+from edgekit.parity import sqnr_db
+from edgekit.quant.targets import scheme, violations
+from edgekit.rewrites import Int8
+from edgekit.rewrites.int8 import count_quantised
+from tests.test_quant import batch, context, folded, images, run  # noqa: F401  # fixtures
+
+SETTINGS = {"images": 16, "fit_images": 16, "reconstruct": "none", "bias_correction": False}
+
+
+def fitted(model, images, **settings):  # noqa: F811
+    """The file and its record."""
+    kept = {}
+    ctx = dataclasses.replace(context(images), keep=lambda name, document: kept.update({name: document}))
+    return Int8(**SETTINGS, **settings)(model, ctx), kept["quant.onnxruntime.json"]
+
+
+def test_a_gain_is_that_of_the_file_with_the_layer_in_float(folded, images):  # noqa: F811
+    plain, document = fitted(folded, images, least_db=1.0)
+    gains = document["gain_db"]
+    assert len(gains) == count_quantised(plain) and list(gains.values()) == sorted(gains.values(), reverse=True)
+    pictures = np.concatenate(list(context(images).calibration(16)))
+    exact = run(folded, pictures)
+    whole = sqnr_db(exact, run(plain, pictures))
+    for layer in (next(iter(gains)), list(gains)[-1]):
+        without, _ = fitted(folded, images, in_float=(layer,))
+        assert sqnr_db(exact, run(without, pictures)) - whole == pytest.approx(gains[layer], abs=0.01)
+
+
+def test_the_fewest_layers_that_reach_the_fidelity_stay_in_float(folded, images):  # noqa: F811
+    plain, document = fitted(folded, images, least_db=1.0)
+    pictures = np.concatenate(list(context(images).calibration(16)))
+    exact = run(folded, pictures)
+    wanted = sqnr_db(exact, run(plain, pictures)) + 2.5
+    mixed, _ = fitted(folded, images, least_db=wanted)
+    kept = count_quantised(plain) - count_quantised(mixed)
+    order = list(document["gain_db"])
+    assert kept >= 2 and not set(order[:kept]) & set(_quantised(mixed))
+    assert sqnr_db(exact, run(mixed, pictures)) >= wanted
+    fewer, _ = fitted(folded, images, in_float=tuple(order[: kept - 1]))
+    assert sqnr_db(exact, run(fewer, pictures)) < wanted
+    onnx.checker.check_model(mixed)
+
+
+def test_what_stays_in_float_is_said(folded, images):  # noqa: F811
+    lines: list[str] = []
+    Int8(**SETTINGS, least_db=500.0)(folded, context(images, log=lines.append))
+    assert any("layers in float: " in line for line in lines)
+    assert any("least_db = 500.0 is out of reach" in line for line in lines)
+
+
+def _quantised(model: onnx.ModelProto) -> list[str]:
+    dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] in dequantised]
+
+
+def test_an_easy_network_keeps_nothing_in_float(folded, images):  # noqa: F811
+    mixed = Int8(**SETTINGS, least_db=5.0)(folded, context(images))
+    assert mixed == Int8(**SETTINGS)(folded, context(images))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "tensorrt"])
+def test_layers_are_kept_in_float_by_glob(folded, images, batch, name):  # noqa: F811
+    model = Int8(**SETTINGS, in_float=("*depthwise*",))(folded, context(images, name))
+    assert not any("depthwise" in layer for layer in _quantised(model)) and _quantised(model)
+    unread = {name for node in model.graph.node for name in node.output}
+    unread -= {name for node in model.graph.node for name in node.input} | {model.graph.output[0].name}
+    assert not unread, "no pair of Q/DQ is left without a reader"
+    assert sqnr_db(run(folded, batch), run(model, batch)) > 15
+    assert all("depthwise" in line for line in violations(model, scheme(name)))
+
+
+def test_a_glob_that_matches_nothing(folded, images):  # noqa: F811
+    with pytest.raises(BadInput, match=r"in_float = 'blocks\.\*' matches no layer; there are .*stem"):
+        Int8(**SETTINGS, in_float=("blocks.*",))(folded, context(images))
+
+
+def test_the_bundle_keeps_how_each_tensor_is_quantised(bundle):
+    document = read_json(bundle.path / "quant.onnxruntime.json", "edgekit/quant/1")
+    assert "quant.onnxruntime.json" in bundle.manifest["files"]
+    assert len(document["images"]["ids"]) == 8 and len(document["images"]["sha256"]) == 64
+    model = onnx.load(bundle.model("onnxruntime", "int8"))
+    values = {init.name: numpy_helper.to_array(init) for init in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    for node in pairs:
+        entry = document["tensors"][node.input[1].removesuffix(".scale")]
+        assert np.float32(entry["scale"][0]) == values[node.input[1]]
+        assert entry["zero_point"] == values[node.input[2]] and not entry["symmetric"]
+    assert pairs and len(document["tensors"]) > len(pairs), "weights too"
+
+
+def test_one_layer_has_no_other_to_compare_with(images):  # noqa: F811
+    from tests.test_quant import small
+
+    model = small([("Conv", ("x", "w"), "y", {})], {"w": np.ones((2, 3, 1, 1))}, shape=("n", 3, 16, 16))
+    with pytest.raises(BadInput, match="no convolution"):
+        Int8(**SETTINGS, in_float=("Conv_y",))(model, context(images))
+    assert count_quantised(Int8(**SETTINGS, least_db=60.0)(model, context(images))) == 1
