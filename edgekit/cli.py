@@ -151,7 +151,7 @@ def compress(
 @main.command()
 @click.argument("source", metavar="BUNDLE_OR_ONNX", type=PATH)
 @click.option("--target", required=True, help="The target whose form the file takes.")
-@click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Default: the smallest the bundle has.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Default: the recipe's last.")
 @click.option("--out", type=PATH, required=True)
 @data_option
 @io_option
@@ -169,6 +169,7 @@ def export(
 
     \b
     edgekit export out/quickstart --target onnxruntime --out model.onnx
+    edgekit export out/quickstart --target tensorrt --data digits --out model.onnx
     """
     from edgekit.deploy import export_file
 
@@ -179,8 +180,9 @@ def export(
 @click.argument("path", metavar="FILE_OR_BUNDLE", type=PATH)
 @click.option("--runs", type=click.IntRange(8), default=100, show_default=True)
 @threads_option
+@click.option("--engine", help="What runs a file; default: onnxruntime. A bundle's files run in their own engines.")
 @json_option
-def profile(path: Path, runs: int, threads: int, as_json: bool) -> None:
+def profile(path: Path, runs: int, threads: int, engine: str | None, as_json: bool) -> None:
     """Measure latency: all files of a bundle interleaved, with bootstrap intervals.
 
     \b
@@ -189,7 +191,7 @@ def profile(path: Path, runs: int, threads: int, as_json: bool) -> None:
     from edgekit import tables
     from edgekit.deploy import profile_path
 
-    found = profile_path(path, runs, threads, track)
+    found = profile_path(path, runs, threads, engine, track)
     emit(found) if as_json else tables.show_profile(found)
 
 
