@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import types
+from pathlib import Path
 
 import numpy as np
 import onnx

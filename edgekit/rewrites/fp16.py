@@ -4,6 +4,9 @@ float16 (IEEE 754 binary16) holds magnitudes up to 65504 and, below 6.1e-5, lose
 What does not fit is never clipped: a layer with such a weight, or next to a tensor that grew so large on the
 calibration images, stays float32 and is named in the log.
 
+ONNX Runtime has few float16 kernels for x86: it computes in float32 between casts that it moves and merges, so its
+answers show the rounding of weights and not that of activations. Only the target shows all of it.
+
 Why no library does this: onnxconverter-common's converter and its copy in ONNX Runtime clip such weights in silence,
 and neither looks at activations.
 """
