@@ -218,13 +218,13 @@ def compressed(folder: Path, files: dict[str, onnx.ModelProto], data: str):
 
 
 @pytest.fixture(scope="module")
-def bundle(files, data, tmp_path_factory):
+def for_tensorrt(files, data, tmp_path_factory):
     return compressed(tmp_path_factory.mktemp("tensorrt"), files, data)
 
 
 @no_gpu
-def test_a_bundle_for_tensorrt_says_what_scored_it(bundle):
-    made, lines = bundle
+def test_a_bundle_for_tensorrt_says_what_scored_it(for_tensorrt):
+    made, lines = for_tensorrt
     rows = {row["stage"]: row for row in made.manifest["steps"]}
     assert {row["engine"] for row in rows.values()} == {"onnxruntime"}
     assert all(row["engine_version"] == engine("onnxruntime").version() for row in rows.values())
@@ -237,8 +237,8 @@ def test_a_bundle_for_tensorrt_says_what_scored_it(bundle):
 
 
 @no_gpu
-def test_no_latency_is_invented(bundle):
-    made, _ = bundle
+def test_no_latency_is_invented(for_tensorrt):
+    made, _ = for_tensorrt
     profile = made.latest("profile")
     assert profile["rows"] == [] and profile["settings"]["engines"] == {}
     assert set(profile["unmeasured"]) == {made.base.name, *(path.name for path in made.models)}
@@ -246,8 +246,8 @@ def test_no_latency_is_invented(bundle):
     assert verdicts["latency_ms"] == "fail", "a metric that was not measured fails its gate"
 
 
-def test_a_bundle_for_tensorrt_verifies(bundle):
-    assert {row["needed_db"] for row in verify(bundle[0].path)["rows"]} == {60.0, 40.0, 25.0}
+def test_a_bundle_for_tensorrt_verifies(for_tensorrt):
+    assert {row["needed_db"] for row in verify(for_tensorrt[0].path)["rows"]} == {60.0, 40.0, 25.0}
 
 
 @no_gpu
@@ -402,6 +402,15 @@ def test_export_writes_the_file_and_its_script(files, tmp_path, name):
     with pytest.raises(BadInput, match=r"net\.build\.sh: exists"):
         export_file(source, name, None, out, [], None, False)
     assert not out.exists()
+
+
+@needs_rtx
+def test_a_bundle_for_another_target_is_exported_in_tensorrts_form(bundle, data, tmp_path):
+    """Its recipe runs again: int8 for ONNX Runtime has another form."""
+    out = tmp_path / "net.onnx"
+    assert "int8 for tensorrt-rtx" in export_file(bundle.path, "tensorrt-rtx", "int8", out, [data], None, True)
+    assert violations(onnx.load(out), scheme("tensorrt-rtx")) == [] and len(quantised_convs(onnx.load(out))) == 5
+    assert set(convolution_types(RTX.build(out, capability="SM86")).values()) == {("int8", "int8")}
 
 
 def test_a_target_without_a_device_gets_no_script(files, tmp_path):
