@@ -254,19 +254,23 @@ def verify(path: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("file", type=PATH)
 @click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help="The role `test` is scored.")
-@click.option("--engine", default="onnxruntime", show_default=True)
+@click.option("--engine", help="What runs the file; default: onnxruntime.")
+@click.option("--target", help="Whose form the file has: its engine scores it, or what stands in for that here.")
 @io_option
 @json_option
-def evaluate(file: Path, data: tuple[str, ...], engine: str, io_file: Path | None, as_json: bool) -> None:
+def evaluate(
+    file: Path, data: tuple[str, ...], engine: str | None, target: str | None, io_file: Path | None, as_json: bool
+) -> None:
     """Score a deployed file on the task's metrics.
 
     \b
     edgekit evaluate model.onnx --data test=csv:labels.csv --io io.toml
+    edgekit evaluate net.onnx --target tensorrt --data test=csv:labels.csv
     """
     from edgekit import tables
     from edgekit.deploy import evaluate_file
 
-    found = evaluate_file(file, list(data), engine, io_file, track)
+    found = evaluate_file(file, list(data), engine, io_file, track, target)
     emit(found) if as_json else tables.show_score(found)
 
 

@@ -10,7 +10,7 @@ from edgekit import data as datasets
 from edgekit import profile, report, run
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
-from edgekit.engines import engine
+from edgekit.engines import Runner, engine, runner
 from edgekit.engines.tensorrt import TENSORRT, build_script
 from edgekit.errors import BadInput
 from edgekit.evaluate import evaluate
@@ -151,22 +151,35 @@ def gate_bundle(
 
 
 def evaluate_file(
-    path: Path, specs: list[str], engine_name: str, io_file: Path | None, track: Track = no_progress
+    path: Path,
+    specs: list[str],
+    engine_name: str | None,
+    io_file: Path | None,
+    track: Track = no_progress,
+    target_name: str | None = None,
 ) -> dict[str, Any]:
     """Score a file on the role `test` of the data.
 
+    Args:
+        engine_name: what runs the file, ONNX Runtime by default.
+        target_name: instead of an engine, whose form the file has: its engine scores it, or what stands in.
+
     Raises:
-        BadInput: unknown engine, a file that does not describe its input, or data without test images.
+        BadInput: both an engine and a target, one that is unknown or cannot run here, a file that does not describe its
+            input, or data without test images.
     """
     read(path)
     input, output = read_io(path, io_file)
-    session = engine(engine_name).load(path)
+    if engine_name and target_name:
+        raise BadInput("give --engine or --target, not both")
+    runtime = runner(target(target_name)) if target_name else Runner(engine_name or "onnxruntime")
+    session = runtime.load(path)
     samples = datasets.load(specs, progress=track, labels=output.labels).role("test")
     score = evaluate(session.run, samples, input, output, progress=track)
     return {
         "schema": "edgekit/evaluation/1",
         "file": path.name,
-        "engine": engine_name,
+        "engine": str(runtime),
         "metrics": score.metrics,
         "n": score.n,
         "skipped": score.skipped,

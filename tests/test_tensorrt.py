@@ -209,8 +209,8 @@ top1 = { max_drop = 100.0 }
 """
 
 
-def compressed(folder: Path, files: dict[str, onnx.ModelProto], data: str):
-    (folder / "recipe.toml").write_text(RECIPE)
+def compressed(folder: Path, files: dict[str, onnx.ModelProto], data: str, name: str = "tensorrt"):
+    (folder / "recipe.toml").write_text(RECIPE.replace('"tensorrt"', f'"{name}"'))
     (folder / "tiny.onnx").write_bytes(serialise(files["fp32"]))
     lines: list[str] = []
     model, recipe = str(folder / "tiny.onnx"), str(folder / "recipe.toml")
@@ -234,6 +234,18 @@ def test_a_bundle_for_tensorrt_says_what_scored_it(for_tensorrt):
     (note,) = report.stand_ins(made)
     assert note.startswith("scored in onnxruntime, which stands in for tensorrt: ") and "int8.onnx" in note
     assert note in report.markdown(made)
+
+
+@no_gpu
+def test_a_file_is_scored_as_in_its_bundle(for_tensorrt, data):
+    made, _ = for_tensorrt
+    path = made.model("tensorrt", "int8")
+    (row,) = (row for row in made.manifest["steps"] if row["file"] == path.name)
+    found = evaluate_file(path, [data], None, None, target_name="tensorrt")
+    assert found["metrics"] == row["metrics"] and found["engine"].startswith("onnxruntime, standing in: ")
+    assert evaluate_file(path, [data], None, None)["engine"] == "onnxruntime"
+    with pytest.raises(BadInput, match="--engine or --target"):
+        evaluate_file(path, [data], "onnxruntime", None, target_name="tensorrt")
 
 
 @no_gpu
@@ -405,10 +417,11 @@ def test_export_writes_the_file_and_its_script(files, tmp_path, name):
 
 
 @needs_rtx
-def test_a_bundle_for_another_target_is_exported_in_tensorrts_form(bundle, data, tmp_path):
+def test_a_bundle_for_another_target_is_exported_in_tensorrts_form(files, data, tmp_path):
     """Its recipe runs again: int8 for ONNX Runtime has another form."""
+    made, _ = compressed(tmp_path, files, data, "onnxruntime")
     out = tmp_path / "net.onnx"
-    assert "int8 for tensorrt-rtx" in export_file(bundle.path, "tensorrt-rtx", "int8", out, [data], None, True)
+    assert "int8 for tensorrt-rtx" in export_file(made.path, "tensorrt-rtx", "int8", out, [data], None, False)
     assert violations(onnx.load(out), scheme("tensorrt-rtx")) == [] and len(quantised_convs(onnx.load(out))) == 5
     assert set(convolution_types(RTX.build(out, capability="SM86")).values()) == {("int8", "int8")}
 
