@@ -156,7 +156,7 @@ def train(as_json: bool, **given: Any) -> int:
 @main.command()
 @click.argument("source", metavar="BUNDLE_OR_ONNX", type=PATH)
 @click.option("--target", required=True, help="The target whose form the file takes.")
-@click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Default: the smallest the bundle has.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Default: the recipe's last.")
 @click.option("--out", type=PATH, required=True)
 @data_option
 @io_option
@@ -174,6 +174,7 @@ def export(
 
     \b
     edgekit export out/quickstart --target onnxruntime --out model.onnx
+    edgekit export out/quickstart --target tensorrt --data digits --out model.onnx
     """
     from edgekit.deploy import export_file
 
@@ -184,8 +185,9 @@ def export(
 @click.argument("path", metavar="FILE_OR_BUNDLE", type=PATH)
 @click.option("--runs", type=click.IntRange(8), default=100, show_default=True)
 @threads_option
+@click.option("--engine", help="What runs a file; default: onnxruntime. A bundle's files run in their own engines.")
 @json_option
-def profile(path: Path, runs: int, threads: int, as_json: bool) -> None:
+def profile(path: Path, runs: int, threads: int, engine: str | None, as_json: bool) -> None:
     """Measure latency: all files of a bundle interleaved, with bootstrap intervals.
 
     \b
@@ -194,7 +196,7 @@ def profile(path: Path, runs: int, threads: int, as_json: bool) -> None:
     from edgekit import tables
     from edgekit.deploy import profile_path
 
-    found = profile_path(path, runs, threads, track)
+    found = profile_path(path, runs, threads, engine, track)
     emit(found) if as_json else tables.show_profile(found)
 
 
@@ -257,19 +259,23 @@ def verify(path: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("file", type=PATH)
 @click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help="The role `test` is scored.")
-@click.option("--engine", default="onnxruntime", show_default=True)
+@click.option("--engine", help="What runs the file; default: onnxruntime.")
+@click.option("--target", help="Whose form the file has: its engine scores it, or what stands in for that here.")
 @io_option
 @json_option
-def evaluate(file: Path, data: tuple[str, ...], engine: str, io_file: Path | None, as_json: bool) -> None:
+def evaluate(
+    file: Path, data: tuple[str, ...], engine: str | None, target: str | None, io_file: Path | None, as_json: bool
+) -> None:
     """Score a deployed file on the task's metrics.
 
     \b
     edgekit evaluate model.onnx --data test=csv:labels.csv --io io.toml
+    edgekit evaluate net.onnx --target tensorrt --data test=csv:labels.csv
     """
     from edgekit import tables
     from edgekit.deploy import evaluate_file
 
-    found = evaluate_file(file, list(data), engine, io_file, track)
+    found = evaluate_file(file, list(data), engine, io_file, track, target)
     emit(found) if as_json else tables.show_score(found)
 
 

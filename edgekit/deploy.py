@@ -10,15 +10,17 @@ from edgekit import data as datasets
 from edgekit import profile, report, run
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
-from edgekit.engines import engine
+from edgekit.engines import Runner, engine, runner
+from edgekit.engines.tensorrt import TENSORRT, build_script
 from edgekit.errors import BadInput
 from edgekit.evaluate import evaluate
 from edgekit.export import export, finish, serialise
 from edgekit.files import read_toml, write_bytes
 from edgekit.gate import Verdict
-from edgekit.onnx_file import read, read_io
+from edgekit.onnx_file import input_shapes, read, read_io
 from edgekit.recipe import Recipe, from_tables, parse_gates
 from edgekit.rewrites.fold import Fold
+from edgekit.rewrites.fp16 import Fp16
 from edgekit.targets import Target, target
 
 
@@ -35,20 +37,29 @@ def export_file(
     """Write `source` in the form of a target; returns one line that says what was written.
 
     A bundle's own file is copied where it has one for that target; otherwise the recipe's rewrites are run again for
-    the target, which needs calibration images (`specs`) for int8.
+    the target, which needs calibration images (`specs`) for int8. A target that is built on the device gets a script
+    beside the file that builds it there.
 
     Raises:
-        BadInput: unknown target, `out` exists, or calibration images are needed and not given.
+        BadInput: unknown target, `out` or its script exists, or calibration images are needed and not given.
     """
     wanted = target(target_name)
-    if out.exists():
-        raise BadInput(f"{out}: exists; give another --out")
+    script = out.with_name(f"{out.stem}.build.sh") if wanted.engine in TENSORRT else None
+    for path in (out, script):
+        if path is not None and path.exists():
+            raise BadInput(f"{path}: exists; give another --out")
     if source.is_dir():
         content, precision = _from_bundle(open_bundle(source), wanted, precision, specs, trust, track)
     else:
-        content, precision = _from_onnx(source, wanted, precision, io_file), "fp32"
+        content, precision = _from_onnx(source, wanted, precision, io_file), precision or "fp32"
     write_bytes(out, content)
-    return f"{out}: {precision} for {wanted.name}, {len(content):,} bytes"
+    line = f"{out}: {precision} for {wanted.name}, {len(content):,} bytes"
+    if script is None:
+        return line
+    runtime = TENSORRT[wanted.engine]
+    write_bytes(script, build_script(runtime, out.name, input_shapes(out)).encode())
+    script.chmod(0o755)
+    return f"{line}\n{script}: builds its engine with {runtime.tool} on the device; no engine was built or run here"
 
 
 def _from_bundle(
@@ -63,7 +74,7 @@ def _from_bundle(
     if path in bundle.models:
         return path.read_bytes(), precision
     data = datasets.load(specs, labels=made.output.labels) if specs else None
-    if precision != "fp32" and data is None:
+    if precision == "int8" and data is None:
         raise BadInput(f"{precision} for {wanted.name} is made anew: give its calibration images with --data")
     return serialise(_rebuilt(bundle, made, wanted, precision, data, trust, track)), precision
 
@@ -81,27 +92,40 @@ def _rebuilt(bundle: Bundle, made: Recipe, wanted: Target, precision: str, data:
 
 
 def _from_onnx(path: Path, wanted: Target, precision: str | None, io_file: Path | None) -> bytes:
-    if precision not in (None, "fp32"):
+    if precision == "int8":
         raise BadInput(f"{path}: to quantise a file, use `edgekit compress {path} --recipe int8`")
     input, output = read_io(path, io_file)
     ctx = RewriteContext(wanted, input, output, None, 0, lambda _line: None)
-    return serialise(finish(Fold()(read(path), ctx), wanted, input, output))
+    model = Fold()(read(path), ctx)
+    if precision == "fp16":
+        model = Fp16()(model, ctx)
+    return serialise(finish(model, wanted, input, output))
 
 
-def profile_path(path: Path, runs: int, threads: int, track: Track = no_progress) -> dict[str, Any]:
+def profile_path(
+    path: Path, runs: int, threads: int, engine_name: str | None = None, track: Track = no_progress
+) -> dict[str, Any]:
     """Profile a file, or a bundle (the result is then kept in it).
 
+    Args:
+        engine_name: what runs the file, ONNX Runtime by default; the files of a bundle run in their targets' engines.
+
     Raises:
-        BadInput: neither a bundle nor a file that ONNX Runtime can load.
+        BadInput: neither a bundle nor a file that the engine can load, or an engine was named for a bundle.
     """
     if path.is_dir():
         bundle = open_bundle(path)
+        if engine_name is not None:
+            raise BadInput(f"{path}: the files of a bundle run in their targets' engines; leave out --engine")
         run.measure(bundle, runs, threads, track)
         found = bundle.latest("profile")
         assert found is not None
         return found
+    engine_name = engine_name or "onnxruntime"
+    if reason := engine(engine_name).missing():
+        raise BadInput(f"{path}: cannot be measured in {engine_name} here: {reason}")
     read(path)  # ONNX Runtime itself would follow a link out of the file's folder
-    return {"schema": "edgekit/profile/1", **profile.document([path], "onnxruntime", runs, threads, track)}
+    return {"schema": "edgekit/profile/1", **profile.document({engine_name: [path]}, runs, threads, track)}
 
 
 def gate_bundle(
@@ -127,22 +151,35 @@ def gate_bundle(
 
 
 def evaluate_file(
-    path: Path, specs: list[str], engine_name: str, io_file: Path | None, track: Track = no_progress
+    path: Path,
+    specs: list[str],
+    engine_name: str | None,
+    io_file: Path | None,
+    track: Track = no_progress,
+    target_name: str | None = None,
 ) -> dict[str, Any]:
     """Score a file on the role `test` of the data.
 
+    Args:
+        engine_name: what runs the file, ONNX Runtime by default.
+        target_name: instead of an engine, whose form the file has: its engine scores it, or what stands in.
+
     Raises:
-        BadInput: unknown engine, a file that does not describe its input, or data without test images.
+        BadInput: both an engine and a target, one that is unknown or cannot run here, a file that does not describe its
+            input, or data without test images.
     """
     read(path)
     input, output = read_io(path, io_file)
-    session = engine(engine_name).load(path)
+    if engine_name and target_name:
+        raise BadInput("give --engine or --target, not both")
+    runtime = runner(target(target_name)) if target_name else Runner(engine_name or "onnxruntime")
+    session = runtime.load(path)
     samples = datasets.load(specs, progress=track, labels=output.labels).role("test")
     score = evaluate(session.run, samples, input, output, progress=track)
     return {
         "schema": "edgekit/evaluation/1",
         "file": path.name,
-        "engine": engine_name,
+        "engine": str(runtime),
         "metrics": score.metrics,
         "n": score.n,
         "skipped": score.skipped,

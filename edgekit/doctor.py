@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from edgekit import __version__
+from edgekit.engines import cuda
 from edgekit.profile import cpu_flags, cpu_name
 
 CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "pillow")
@@ -30,7 +30,7 @@ def examine() -> dict[str, Any]:
         "caches": _caches(),
         "packages": {name: _version(name) for name in CORE},
         "extras": {name: _extra(name, *where) for name, where in EXTRAS.items()},
-        "gpu": shutil.which("nvidia-smi") is not None,
+        "gpu": cuda.missing() is None,
     }
 
 

@@ -59,6 +59,17 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def input_shapes(path: Path) -> dict[str, list[int | None]]:
+    """The shape of each input; None where a size is free. Raises BadInput as `read`."""
+    graph = read(path).graph
+    constants = {init.name for init in graph.initializer}
+    return {
+        value.name: [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+        for value in graph.input
+        if value.name not in constants
+    }
+
+
 def fix_input(
     model: onnx.ModelProto, shape: tuple[int, int, int], where: str, batch: int | None = None
 ) -> onnx.ModelProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,27 @@ def _interleave(pairs: Sequence[tuple[Any, np.ndarray]], runs: int, seed: int, t
 
 
 def document(
-    files: Sequence[Path], engine_name: str, runs: int, threads: int, track: Track = no_progress
+    files: Mapping[str, Sequence[Path]], runs: int, threads: int, track: Track = no_progress
 ) -> dict[str, Any]:
-    """`time_files` with what it was measured by and on."""
-    rows = time_files(files, engine_name, runs, threads, track=track)
-    settings = {
-        "engine": engine_name,
-        "engine_version": engine(engine_name).version(),
-        "threads": threads,
-        "batch": 1,
-        "runs": runs,
+    """`time_files` for the files of each engine, with what they were measured by and on.
+
+    Files of an engine that cannot run here are not timed: `unmeasured` says why. Another engine's times would say
+    nothing about them.
+    """
+    reasons = {name: engine(name).missing() for name in files}
+    usable = {name: group for name, group in files.items() if reasons[name] is None}
+    timed = {name: time_files(group, name, runs, threads, track=track) for name, group in usable.items()}
+    return {
+        "rows": [{**row, "engine": name} for name, rows in timed.items() for row in rows],
+        "unmeasured": {file.name: reasons[name] for name, group in files.items() for file in group if reasons[name]},
+        "settings": {
+            "engines": {name: engine(name).version() for name in usable},
+            "threads": threads,
+            "batch": 1,
+            "runs": runs,
+        },
+        "machine": machine(),
     }
-    return {"rows": rows, "settings": settings, "machine": machine()}
 
 
 def _run_ms(session: Any, feed: np.ndarray) -> float:

@@ -90,13 +90,15 @@ def from_tables(tables: Mapping[str, Any], name: str, where: str) -> Recipe:
             f"{where}: [input] is missing; it says how an image becomes the network's input. Write it "
             f"into the recipe, or give it with --io"
         )
+    rewrites = _steps(tables.get("rewrite", []), "rewrite", REWRITES, where)
+    _check_precisions(rewrites, where)
     return Recipe(
         name=name,
         tables=dict(tables),
         input=parse(Input, tables["input"], f"{where} [input]"),
         output=parse(Output, tables.get("output", {}), f"{where} [output]"),
         passes=_steps(tables.get("pass", []), "pass", PASSES, where),
-        rewrites=_steps(tables.get("rewrite", []), "rewrite", REWRITES, where),
+        rewrites=rewrites,
         export=parse(Export, tables.get("export", {}), f"{where} [export]"),
         gates=parse_gates(tables.get("gates", {}), f"{where} [gates]"),
     )
@@ -115,6 +117,14 @@ def _steps(items: Any, kind: str, registry: Mapping[str, Any], where: str) -> tu
         fields = {key: value for key, value in item.items() if key != "name"}
         steps.append(Step(item["name"], parse(registry[item["name"]], fields, f"{place} ({item['name']})")))
     return tuple(steps)
+
+
+def _check_precisions(rewrites: Sequence[Step], where: str) -> None:
+    """Each rewrite that changes the precision makes a file of its own from the float one, named by the precision."""
+    made = [step.run.precision for step in rewrites if step.run.precision is not None]
+    twice = next((precision for precision in made if made.count(precision) > 1), None)
+    if twice is not None:
+        raise BadInput(f"{where}: several [[rewrite]] make {twice}, and its file can be made once; leave one of them")
 
 
 def parse_gates(tables: Any, where: str) -> dict[str, tuple[Gate, ...]]:

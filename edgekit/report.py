@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.bundle import Bundle
 from edgekit.gate import Verdict
 from edgekit.schema import to_json
+from edgekit.targets import target
 from edgekit.terminal import latency, make, si
 
 if TYPE_CHECKING:
@@ -77,6 +78,16 @@ def table(bundle: Bundle) -> Table:
     return made
 
 
+def stand_ins(bundle: Bundle) -> list[str]:
+    """A line for each engine that scored files of another engine's target."""
+    found: dict[str, list[str]] = {}
+    for row in bundle.manifest["steps"]:
+        wanted = target(row["target"]).engine
+        if row.get("engine", wanted) != wanted:
+            found.setdefault(f"scored in {row['engine']}, which stands in for {wanted}", []).append(row["file"])
+    return [f"{what}: {', '.join(names)}" for what, names in found.items()]
+
+
 def verdict_line(verdict: Verdict) -> str:
     mark = {"pass": "pass", "fail": "FAIL", "inconclusive": "????"}[verdict.outcome]
     found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
@@ -90,6 +101,7 @@ def markdown(bundle: Bundle, verdicts: Sequence[Verdict] = ()) -> str:
     titles = columns(task(bundle))
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     lines += ["| " + " | ".join(cells(row, task(bundle))) + " |" for row in rows(bundle)]
+    lines += ["", *notes] if (notes := stand_ins(bundle)) else []
     return "\n".join([*lines, *(["", verdicts_markdown(verdicts)] if verdicts else [])]) + "\n"
 
 

@@ -40,6 +40,8 @@ def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
         print(report.markdown(bundle, verdicts), end="")
     else:
         show(report.table(bundle))
+        for line in report.stand_ins(bundle):
+            print(line)
         for verdict in verdicts:
             print(report.verdict_line(verdict))
         print(f"\nbundle: {bundle.path}")
@@ -52,7 +54,10 @@ def show_profile(found: dict[str, Any]) -> None:
         made.add_row(row["file"], latency(row["latency_ms"]), latency(row["latency_ratio"]), f"{row['load_ms']:.0f}")
     show(made)
     settings, machine = found["settings"], found["machine"]
-    print(f"{machine['cpu']}, {settings['threads']} threads, {settings['engine']} {settings['engine_version']}")
+    engines = ", ".join(f"{name} {version}" for name, version in settings["engines"].items()) or "no engine"
+    print(f"{machine['cpu']}, {settings['threads']} threads, {engines}")
+    for name, reason in found["unmeasured"].items():
+        print(f"{name}: not measured: {reason}")
 
 
 def show_verdicts(verdicts: Sequence[gate.Verdict], as_json: bool) -> None:

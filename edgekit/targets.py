@@ -12,17 +12,23 @@ class Target:
     Attributes:
         engine: the program that runs it.
         opset, ir_version: what every writer of a file for this target sets.
+        stand_in: the engine that scores the file where `engine` cannot run. It computes what the file says, Q/DQ by
+            Q/DQ; its times say nothing about the target.
     """
 
     name: str
     engine: str
     opset: int
     ir_version: int
+    stand_in: str | None = None
 
 
 TARGETS = {
     "onnxruntime": Target("onnxruntime", "onnxruntime", opset=20, ir_version=10),
     "onnxruntime-vnni": Target("onnxruntime-vnni", "onnxruntime", opset=20, ir_version=10),
+    # TensorRT 10.3, the one of JetPack 6, reads opsets up to 20.
+    "tensorrt": Target("tensorrt", "tensorrt", opset=20, ir_version=10, stand_in="onnxruntime"),
+    "tensorrt-rtx": Target("tensorrt-rtx", "tensorrt-rtx", opset=20, ir_version=10, stand_in="onnxruntime"),
 }
 
 

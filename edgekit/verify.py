@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle import GOLDEN, Bundle, open_bundle
-from edgekit.engines import engine
+from edgekit.engines import engine, runner
 from edgekit.errors import BadInput, ParityError
 from edgekit.parity import sqnr_db
 from edgekit.targets import target
@@ -36,7 +36,7 @@ def _verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
     rows = []
     for file in bundle.models:
         _, target_name, precision, _ = file.name.split(".")
-        output = engine(target(target_name).engine).load(file).run(golden["input"])
+        output = runner(target(target_name)).load(file).run(golden["input"])
         needed = bundle.manifest["golden_db"][precision]
         rows.append({"file": file.name, "sqnr_db": sqnr_db(golden[file.name], output), "needed_db": needed})
     return rows

@@ -66,6 +66,7 @@ def test_every_shipped_recipe_loads_and_says_how_to_run_it(name):
         (GOOD + "[export]\nbatch = 0", "batch"),
         (GOOD.replace("[input]\nsize = 32", ""), r"\[input\] is missing"),
         ("[input", "r.toml"),
+        (GOOD + '[[rewrite]]\nname = "int8"', "several .*rewrite.* make int8"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path, text, message):

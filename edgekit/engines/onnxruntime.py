@@ -66,6 +66,11 @@ def _session(raw: Any, label: str) -> Session:
     return Session(raw, inputs[0].name, tuple(shape), first if isinstance(first, int) else None)
 
 
+def missing() -> str | None:
+    """Why files cannot be run here: never, as it is one of edgekit's own dependencies."""
+    return None
+
+
 def version() -> str:
     import onnxruntime as ort
 
@@ -87,3 +92,8 @@ def executed_ops(model: Path | bytes) -> dict[str, int]:
         ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, ["CPUExecutionProvider"])
         optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
     return dict(collections.Counter(node.op_type for node in optimised.graph.node))
+
+
+def int8_convs(model: Path | bytes) -> int:
+    """How many convolutions run as int8."""
+    return executed_ops(model).get("QLinearConv", 0)

@@ -63,7 +63,7 @@ def whole(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 def _check_finite(name: str, value: np.ndarray) -> None:
     if not np.isfinite(value).all():
-        raise BadInput(f"int8: the tensor {name!r} holds values that are not finite on a calibration image")
+        raise BadInput(f"the tensor {name!r} holds values that are not finite on a calibration image")
 
 
 def check_images(low: float, high: float) -> None:

@@ -107,8 +107,11 @@ def residual_input(graph: Graph, node: onnx.NodeProto) -> int | None:
     return 1 - max(fused, key=lambda index: graph.order[node.input[index]])
 
 
-def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepared(model: onnx.ModelProto, rewrite: str = "int8") -> onnx.ModelProto:
     """A copy of opset 13 or newer in which all constants are initialisers and every node has a name of its own.
+
+    Args:
+        rewrite: in whose name errors speak.
 
     Raises:
         BadInput: the opset is older and cannot be converted, or a node holds a graph of its own.
@@ -118,8 +121,8 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
             raise BadInput(
-                f"int8: {node.name or node.op_type} ({node.op_type}) holds a graph of its own, which cannot be "
-                f"quantised; export the network without branches and loops"
+                f"{rewrite}: {node.name or node.op_type} ({node.op_type}) holds a graph of its own, which cannot be "
+                f"converted; export the network without branches and loops"
             )
 
     copy = onnx.ModelProto()
@@ -130,8 +133,8 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             copy = onnx.version_converter.convert_version(copy, FIRST_OPSET)
         except Exception as error:  # the converter raises RuntimeError and its own classes
             raise BadInput(
-                f"int8: the file has opset {opset}, {FIRST_OPSET} is needed, and it cannot be converted ({error}); "
-                f"export it again with a newer opset"
+                f"{rewrite}: the file has opset {opset}, {FIRST_OPSET} is needed, and it cannot be converted "
+                f"({error}); export it again with a newer opset"
             ) from None
     _constants_to_initialisers(copy.graph)
     _unique_names(copy.graph)

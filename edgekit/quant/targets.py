@@ -83,6 +83,17 @@ def violations(model: onnx.ModelProto, wanted: Scheme) -> list[str]:
     return found
 
 
+def quantised_convs(model: onnx.ModelProto) -> list[str]:
+    """Names of the convolutions whose input and weight both come from DequantizeLinear: those that a runtime of the
+    file's target can run as int8."""
+    graph = Graph(model)
+    return [
+        node.name
+        for node in graph.nodes
+        if node.op_type == "Conv" and all(_dequantised(graph, name) for name in node.input[:2])
+    ]
+
+
 def _dequantised(graph: Graph, name: str) -> bool:
     return name in graph.producer and graph.producer[name].op_type == "DequantizeLinear"
 
