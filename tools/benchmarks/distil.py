@@ -170,13 +170,13 @@ def _remembered(depth: int, teachers: dict[int, nn.Module], settings: dict[str, 
     return Remembered(teachers[depth], WORK / f"answers-{depth}-{views}-{seed}.npz")
 
 
-def train_all(seeds: list[int]) -> None:
+def train_all(seeds: list[int], losses: list[str]) -> None:
     data = cifar(IMAGES)
     teachers = {depth: trained_teacher(depth) for depth in (56, 20)}
     wanted = [(name, seed) for seed in seeds for name in list(RUNS)[:REPEATED]]
     wanted += [(name, seeds[0]) for name in list(RUNS)[REPEATED:]]
     for name, seed in wanted:
-        if (name, seed) not in {(row["loss"], row["seed"]) for row in kept()}:
+        if name in losses and (name, seed) not in {(row["loss"], row["seed"]) for row in kept()}:
             train(name, seed, data, teachers)
 
 
@@ -261,13 +261,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="Several runs may share the seeds.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="Several runs may share the work.")
+    parser.add_argument("--losses", nargs="+", default=list(RUNS), choices=list(RUNS))
     given = parser.parse_args()
     if given.speed:
         for row in speed():
             keep(row)
     elif not given.write:
-        train_all(given.seeds)
+        train_all(given.seeds, given.losses)
     result()
 
 
