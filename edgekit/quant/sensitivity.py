@@ -67,12 +67,13 @@ class Sensitivity:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def worst(self, least_db: float, gains: dict[str, float]) -> list[str]:
-        """The fewest layers, of the largest gain first, that have to stay in float for outputs of `least_db`."""
+        """The fewest layers, of the largest gain first, that have to stay in float for outputs of `least_db`.
+
+        Layers without a gain of their own are none of them, and one layer is always left in int8.
+        """
         chosen: list[str] = []
-        for name in gains:
+        for name in [name for name, gain in gains.items() if gain > 0][: len(self.layers) - 1]:
             if self.sqnr_db(chosen) >= least_db:
-                break
-            if len(chosen) == len(self.layers) - 1:
                 break
             chosen.append(name)
         return chosen

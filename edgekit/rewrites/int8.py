@@ -107,7 +107,7 @@ class Int8:
         named = ", ".join(f"{name} ({gains[name]:+.2f} dB)" for name in chosen) or "none"
         ctx.log(f"int8: outputs {before:.1f} dB; layers in float: {named}; then {after:.1f} dB")
         if after < self.least_db:
-            ctx.log(f"int8: least_db = {self.least_db} is out of reach with one layer in int8")
+            ctx.log(f"int8: least_db = {self.least_db} is out of reach: no other layer gains anything in float")
         return gains, chosen
 
     def _document(self, ctx: RewriteContext, tensors: dict[str, Grid], gains: dict[str, float]) -> dict[str, Any]:
