@@ -29,15 +29,12 @@ def no_progress(
     return items
 
 
-@dataclasses.dataclass(frozen=True)
-class PassContext:
-    """What a pass works with.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """What a training works with.
 
     Attributes:
-        base: the network before the first pass, e.g. the teacher of a distillation.
-        cost: params, macs, cio of a network.
         score: the task's metrics of a network on the calibration images; on several processes all of them must ask.
-        network: the module that a MODEL or bundle names, with its trained weights, e.g. a teacher.
         log: takes one line about what was decided.
         state: the file that a training keeps its state in and goes on from; None keeps none.
         journal: the file for a training's log of steps.
@@ -48,15 +45,27 @@ class PassContext:
     input: Input
     output: Output
     seed: int
-    base: Net
-    cost: Callable[[Net], dict[str, int]]
     score: Callable[[Net], dict[str, float]]
-    network: Callable[[str], nn.Module]
     log: Callable[[str], None]
     track: Track = no_progress
     state: Path | None = None
     journal: Path | None = None
     world: World = ALONE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PassContext(TrainingContext):
+    """What a pass works with.
+
+    Attributes:
+        base: the network before the first pass, e.g. the teacher of a distillation.
+        cost: params, macs, cio of a network.
+        network: the module that a MODEL or bundle names, with its trained weights, e.g. a teacher.
+    """
+
+    base: Net
+    cost: Callable[[Net], dict[str, int]]
+    network: Callable[[str], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +74,7 @@ class RewriteContext:
 
     Attributes:
         keep: takes a JSON document and the name under which it is to stand beside the file.
+        training: for a rewrite that trains; None where there is no data.
     """
 
     target: Target
@@ -75,6 +85,7 @@ class RewriteContext:
     log: Callable[[str], None]
     track: Track = no_progress
     keep: Callable[[str, dict[str, Any]], None] = lambda _name, _document: None
+    training: TrainingContext | None = None
 
     def calibration(self, images: int, batch_size: int = 1) -> Iterator[np.ndarray]:
         """At most `images` preprocessed calibration images as float32 batches of (B, C, H, W), always the same ones.

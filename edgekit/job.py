@@ -15,7 +15,7 @@ import numpy as np
 from edgekit import __version__, bundle, recipe
 from edgekit import data as datasets
 from edgekit.cards import card, package_data
-from edgekit.context import PassContext, RewriteContext, Track
+from edgekit.context import PassContext, RewriteContext, Track, TrainingContext
 from edgekit.data import Data, OnError
 from edgekit.errors import BadInput
 from edgekit.evaluate import Score, evaluate
@@ -74,27 +74,39 @@ class Job:
 
     def rewrite_context(self, wanted: Target) -> RewriteContext:
         settings = self.recipe
+        # Process 0 alone rewrites, so a rewrite that trains does so by itself.
+        training = TrainingContext(
+            **self._common(self.seed, ALONE),
+            state=self.work / f"training-{wanted.name}.safetensors",
+            journal=self.out / f"train.{wanted.name}.csv",
+        )
         return RewriteContext(
             wanted, settings.input, settings.output, self.data, self.seed, self.log, self.track,
-            keep=lambda name, document: write_json(self.out / name, document),
+            keep=lambda name, document: write_json(self.out / name, document), training=training,
         )  # fmt: skip
 
     def pass_context(self, index: int, base: Net) -> PassContext:
         return PassContext(
-            data=self.data,
-            input=self.recipe.input,
-            output=self.recipe.output,
-            seed=self.seed + index,
-            base=base,
-            cost=lambda net: trace(net.module, self.recipe.input.shape).cost(),
-            score=lambda net: self.score(torch_predict(net.module), "calibrate", self.world).metrics,
-            network=self.network,
-            log=self.log,
-            track=self.track,
+            **self._common(self.seed + index, self.world),
             state=self.work / f"training-{index:02}.safetensors",
             journal=self.out / f"train.{index:02}.csv",
-            world=self.world,
+            base=base,
+            cost=lambda net: trace(net.module, self.recipe.input.shape).cost(),
+            network=self.network,
         )
+
+    def _common(self, seed: int, world: World) -> dict[str, Any]:
+        """What trainings of passes and of rewrites share."""
+        return {
+            "data": self.data,
+            "input": self.recipe.input,
+            "output": self.recipe.output,
+            "seed": seed,
+            "score": lambda net: self.score(torch_predict(net.module), "calibrate", world).metrics,
+            "log": self.log,
+            "track": self.track,
+            "world": world,
+        }
 
     def network(self, spec: str) -> nn.Module:
         """The module of a bundle, or of a MODEL with trained weights, for this recipe's input.

@@ -163,9 +163,8 @@ def _make(job: Job) -> None:
         aliases = bundles.save_weights(job.out / WEIGHTS, net.module)
         _check_rebuild(job, net, aliases)
         files += [WEIGHTS, GRAPH] if job.source.kind == "onnx" else [WEIGHTS]
-        files += sorted(path.name for path in job.out.glob("train.*.csv"))
         sealed = {"edits": edits_to_json(net.edits), "aliases": aliases}
-    files += sorted(path.name for path in job.out.glob("quant.*.json"))
+    files += sorted(path.name for kind in ("train.*.csv", "quant.*.json") for path in job.out.glob(kind))
     _seal(job, steps, files, sealed, started)
 
 

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.errors import BadInput
 from edgekit.quant.graph import Graph, Plan, channel_axis
 from edgekit.quant.grid import Grid
 from edgekit.quant.walk import FittedLayer
+
+INT32 = 2**31 - 1
 
 if TYPE_CHECKING:
     import onnx
@@ -116,7 +119,10 @@ class _Writer:
         if self.wanted.float_bias:
             return self._constant(name, np.asarray(fitted.bias, np.float32))
         step = (np.float32(self.grids[node.input[0]].scale[0]) * fitted.scales).astype(np.float32)
-        values = np.rint(np.asarray(fitted.bias) / step.astype(np.float64)).astype(np.int32)
+        steps = np.rint(np.asarray(fitted.bias) / step.astype(np.float64))
+        if np.abs(steps).max(initial=0) > INT32:
+            raise BadInput(f"int8: the bias of {node.name} does not fit int32; keep the layer in float with in_float")
+        values = steps.astype(np.int32)
         parts = [self._constant(f"{name}.int32", values), self._constant(f"{name}.scale", step)]
         self._dequantise(helper, parts, f"{name}.dequantised", 0)
         return f"{name}.dequantised"

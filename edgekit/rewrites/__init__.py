@@ -4,5 +4,6 @@ input alone; `precision` names the precision it brings the file to (None where i
 from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.fp16 import Fp16
 from edgekit.rewrites.int8 import Int8
+from edgekit.rewrites.qat import QAT
 
-REWRITES = {"fold": Fold, "fp16": Fp16, "int8": Int8}
+REWRITES = {"fold": Fold, "fp16": Fp16, "int8": Int8, "qat": QAT}

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt
+from pydantic import ConfigDict
 
 from edgekit.context import RewriteContext
+from edgekit.data import Samples
 from edgekit.errors import BadInput, NothingChanged
 from edgekit.quant.calibrate import batch_size, check_images, histograms, whole
 from edgekit.quant.equalise import equalised
@@ -33,6 +35,51 @@ if TYPE_CHECKING:
 
 
 SENSITIVITY_IMAGES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A network that is quantised but not yet written.
+
+    Attributes:
+        model: the prepared float model that the rest belongs to.
+        gains: by how many dB the outputs gain from each layer in float, where that was asked for.
+        samples: the pictures that ranges and weights were found on.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    grids: dict[str, Grid]
+    layers: dict[str, FittedLayer]
+    scheme: Scheme
+    gains: dict[str, float]
+    samples: Samples | None
+
+    @property
+    def tensors(self) -> dict[str, Grid]:
+        """The grid of every quantised tensor, and of every layer's weight under the layer's name."""
+        return self.grids | _weight_grids(self.layers)
+
+
+def written(fitted: Fitted, ctx: RewriteContext) -> onnx.ModelProto:
+    """The file in the target's form; keeps `quant.json`, which says how each tensor is quantised, beside it.
+
+    Raises:
+        BadInput: a bias does not fit int32.
+        NothingChanged: no layer carries int8 weights.
+    """
+    result = quantised_model(fitted.model, fitted.plan, fitted.grids, fitted.layers, fitted.scheme)
+    _check(result, fitted.scheme, ctx)
+    samples = fitted.samples
+    document = {
+        "schema": "edgekit/quant/1",
+        "target": ctx.target.name,
+        "images": {"ids": list(samples.ids), "sha256": samples.sha256} if samples else None,
+        "tensors": {name: grid.to_json() for name, grid in fitted.tensors.items()},
+        "gain_db": fitted.gains,
+    }
+    ctx.keep(f"quant.{ctx.target.name}.json", document)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +109,7 @@ class Int8:
     in_float: tuple[str, ...] = ()
     least_db: Annotated[float, Ge(0)] = 0.0
     precision: ClassVar[str | None] = "int8"
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def __call__(self, model: onnx.ModelProto, ctx: RewriteContext) -> onnx.ModelProto:
         """Raises BadInput where the graph is quantised already, nothing in it can be, or there are no usable images."""
@@ -69,12 +117,13 @@ class Int8:
 
     def quantise(self, model: onnx.ModelProto, ctx: RewriteContext) -> tuple[onnx.ModelProto, dict[str, Grid]]:
         """The quantised model and its table: for each tensor how it is quantised. Raises as `__call__`."""
-        import onnx
+        fitted = self.fitted(model, ctx)
+        return written(fitted, ctx), fitted.tensors
 
+    def fitted(self, model: onnx.ModelProto, ctx: RewriteContext) -> Fitted:
+        """Everything that the file is written from. Raises as `__call__`."""
         if any(node.op_type in QUANTISED for node in model.graph.node):
             raise BadInput("int8: the graph is quantised already; give the float file")
-        if any(init.data_type == onnx.TensorProto.FLOAT16 for init in model.graph.initializer):
-            raise BadInput("int8: the graph has float16 weights; give the float32 file")
         wanted, model = scheme(ctx.target.name), prepared(model)
         kept = _matching(self.in_float, Graph(model))
         planned = plan(Graph(model), wanted, kept)
@@ -87,11 +136,8 @@ class Int8:
             planned = plan(Graph(model), wanted, kept | set(more))
             grids = {name: grids[name] for name in planned.tensors}
             layers = self._fitted(model, planned, grids, wanted, ctx) if more else layers
-        result = quantised_model(model, planned, grids, layers, wanted)
-        _check(result, wanted, ctx)
-        tensors = grids | _weight_grids(layers)
-        ctx.keep(f"quant.{ctx.target.name}.json", self._document(ctx, tensors, gains))
-        return result, tensors
+        samples = ctx.data.role("calibrate").subset(self.images, ctx.seed) if ctx.data else None
+        return Fitted(model, planned, grids, layers, wanted, gains, samples)
 
     def _sensitive(
         self, model: onnx.ModelProto, grids: dict[str, Grid], layers: dict[str, FittedLayer], wanted: Scheme,
@@ -109,17 +155,6 @@ class Int8:
         if after < self.least_db:
             ctx.log(f"int8: least_db = {self.least_db} is out of reach: no other layer gains anything in float")
         return gains, chosen
-
-    def _document(self, ctx: RewriteContext, tensors: dict[str, Grid], gains: dict[str, float]) -> dict[str, Any]:
-        """`quant.json`: how each tensor is quantised, on which pictures that was found, what each layer costs."""
-        samples = ctx.data.role("calibrate").subset(self.images, ctx.seed) if ctx.data else None
-        return {
-            "schema": "edgekit/quant/1",
-            "target": ctx.target.name,
-            "images": {"ids": list(samples.ids), "sha256": samples.sha256} if samples else None,
-            "tensors": {name: grid.to_json() for name, grid in tensors.items()},
-            "gain_db": gains,
-        }
 
     def _calibrated(
         self, model: onnx.ModelProto, planned: Plan, ctx: RewriteContext

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from edgekit.context import PassContext
+from edgekit.context import TrainingContext
 from edgekit.data import check_task
 from edgekit.errors import BadInput, TrainingStopped
 from edgekit.files import write_bytes
@@ -33,7 +33,7 @@ SLOW_DATA = 0.25
 
 
 def fit(
-    net: Net, loss: Loss, settings: Training, ctx: PassContext, label: str, teachers: Sequence[nn.Module] = ()
+    net: Net, loss: Loss, settings: Training, ctx: TrainingContext, label: str, teachers: Sequence[nn.Module] = ()
 ) -> None:
     """Train the module of `net` in place on the role `train`, from where an interrupted run left off.
 
@@ -53,7 +53,7 @@ class _Run:
     """One training, from its first step or from a saved one to its last."""
 
     def __init__(
-        self, net: Net, loss: Loss, settings: Training, ctx: PassContext, label: str, teachers: Sequence[nn.Module],
+        self, net: Net, loss: Loss, settings: Training, ctx: TrainingContext, label: str, teachers: Sequence[nn.Module],
         closing: contextlib.ExitStack,
     ) -> None:  # fmt: skip
         self.net, self.settings, self.ctx, self.label, self.world = net, settings, ctx, label, ctx.world
@@ -215,7 +215,7 @@ class _Run:
             raise BadInput(f"{self.label}: mixup, cutmix, jitter, randaugment and erase are for classification only")
 
 
-def _outputs(student: nn.Module, teachers: Sequence[nn.Module], ctx: PassContext, label: str) -> int:
+def _outputs(student: nn.Module, teachers: Sequence[nn.Module], ctx: TrainingContext, label: str) -> int:
     """How many outputs the student has; every teacher must have as many."""
     probe = torch.zeros(1, *ctx.input.shape)
     with torch.no_grad():

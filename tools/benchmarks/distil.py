@@ -94,7 +94,7 @@ def cifar(images: int) -> Data:
 
 def context(data: Data, seed: int, base: Net) -> PassContext:
     return PassContext(
-        data, INPUT, OUTPUT, seed, base, cost=lambda _net: {}, score=lambda _net: {},
+        data=data, input=INPUT, output=OUTPUT, seed=seed, base=base, cost=lambda _net: {}, score=lambda _net: {},
         network=lambda _spec: base.module, log=lambda line: print(line, flush=True), track=track,
     )  # fmt: skip
 
