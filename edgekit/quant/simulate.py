@@ -4,10 +4,10 @@ Learned step sizes (Esser et al.: Learned Step Size Quantization, 2019, arXiv 19
 
     x̂ = s · ⌊clip(v, low − z, high − z)⌉
 
-passes gradients through the rounding as if it were not there, which gives x inside the range the gradient 1 and outside
-0, and s the paper's gradient (equation 3), scaled by 1 / sqrt(N · (high − z)) (section 2.2). Quantisers stand exactly
-where the file has QuantizeLinear and DequantizeLinear, weights start on their grid, and zero points stay as they are: so
-the integers that are written are those that were trained.
+passes gradients through the rounding as if it were not there, which gives x inside the range the gradient 1 and
+outside 0, and s the paper's gradient (equation 3), scaled by 1 / sqrt(N · (high − z)) (section 2.2). Quantisers stand
+exactly where the file has QuantizeLinear and DequantizeLinear, weights start on their grid, and zero points stay as
+they are: so the integers that are written are those that were trained.
 """
 
 from __future__ import annotations
