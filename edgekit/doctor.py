@@ -13,6 +13,8 @@ from edgekit.profile import cpu_flags, cpu_name
 
 CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "pillow")
 EXTRAS = {
+    "kornia": ("kornia", "train"),
+    "openvino": ("openvino", "openvino"),
     "scikit-learn": ("sklearn", "digits"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),

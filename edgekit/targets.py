@@ -26,6 +26,7 @@ class Target:
 TARGETS = {
     "onnxruntime": Target("onnxruntime", "onnxruntime", opset=20, ir_version=10),
     "onnxruntime-vnni": Target("onnxruntime-vnni", "onnxruntime", opset=20, ir_version=10),
+    "openvino": Target("openvino", "openvino", opset=20, ir_version=10, stand_in="onnxruntime"),
     # TensorRT 10.3, the one of JetPack 6, reads opsets up to 20.
     "tensorrt": Target("tensorrt", "tensorrt", opset=20, ir_version=10, stand_in="onnxruntime"),
     "tensorrt-rtx": Target("tensorrt-rtx", "tensorrt-rtx", opset=20, ir_version=10, stand_in="onnxruntime"),

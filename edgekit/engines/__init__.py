@@ -9,12 +9,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from edgekit.engines import onnxruntime
+from edgekit.engines import onnxruntime, openvino
 from edgekit.engines.tensorrt import TENSORRT
 from edgekit.errors import BadInput, unknown
 from edgekit.targets import Target
 
-ENGINES: dict[str, Any] = {"onnxruntime": onnxruntime, **TENSORRT}
+ENGINES: dict[str, Any] = {"onnxruntime": onnxruntime, "openvino": openvino, **TENSORRT}
 
 
 def engine(name: str) -> Any:

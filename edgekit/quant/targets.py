@@ -57,6 +57,7 @@ _RUNTIME = frozenset(
 SCHEMES = {
     "onnxruntime": Scheme("onnxruntime", False, 64, _RUNTIME, False, False, 4),
     "onnxruntime-vnni": Scheme("onnxruntime-vnni", False, 127, _RUNTIME, False, False, 4),
+    "openvino": Scheme("openvino", False, 64, _RUNTIME, False, False, 4),  # its kernels without VNNI saturate as well
     "tensorrt": Scheme("tensorrt", True, 127, LAYERS, True, True, 32),
     "tensorrt-rtx": Scheme("tensorrt-rtx", True, 127, LAYERS, True, True, 32),
 }
