@@ -1,0 +1,133 @@
+"""The measured layer times of one network on one machine, kept in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import BadInput
+from edgekit.files import cache_folder, read_json, write_json
+from edgekit.latency.model import LatencyModel, Sample, fit
+from edgekit.schema import canonical, parse, sha256, to_json
+
+SCHEMA = "edgekit/latency-table/1"
+LARGEST_BYTES = 32 * 2**20
+STEADY = 0.15
+"""Spread of the reference above which a machine is too busy to trust the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a table holds for; it is valid for nothing else.
+
+    Attributes:
+        network: hash of the network's source and edits and of its input's shape.
+        machine: cpu, cores, flags.
+    """
+
+    network: str
+    machine: dict[str, Any]
+    engine: str
+    engine_version: str
+    threads: int
+
+    @property
+    def path(self) -> Path:
+        return cache_folder() / "latency" / f"{sha256(canonical(self))[:32]}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A network that was measured whole and kept from the fit: its channels, and the latency that was found."""
+
+    channels: dict[str, tuple[int, int]]
+    latency_ms: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Measured layer times.
+
+    Attributes:
+        full: channels of the unpruned network, `full_ms` its latency (an interval).
+        layers: for each layer its samples, at the widths of the networks that were noted.
+        constant_ms: what the whole takes beyond the sum of its layers' noted times; below 0, since notes take time.
+        spread: interquartile range over median of the unpruned network's rounds: how steady the machine was.
+        held: networks kept from the fit.
+    """
+
+    key: Key
+    full: dict[str, tuple[int, int]]
+    full_ms: dict[str, float]
+    layers: dict[str, tuple[Sample, ...]]
+    constant_ms: float
+    spread: float
+    held: tuple[Held, ...]
+
+    def __post_init__(self) -> None:
+        numbers = [self.constant_ms, self.spread, *(n for found in self.layers.values() for s in found for n in s)]
+        if not all(self.layers.values()) or not self.layers:
+            raise ValueError("a layer without a measured time")
+        if not all(math.isfinite(number) for number in numbers) or min(numbers[1:]) < 0:
+            raise ValueError("a time that is no finite number of at least 0")
+
+    @functools.cached_property
+    def model(self) -> LatencyModel:
+        return LatencyModel(fit(self.layers), self.constant_ms, self.full, {})
+
+    @functools.cached_property
+    def error(self) -> dict[str, float]:
+        """Median and worst of |predicted / measured − 1| over the held networks, both as shares of the full network:
+        what a budget would have been off by."""
+        full_ms = self.full_ms["median"]
+        found = [
+            abs(self.model.predict(item.channels) / self.model.full_ms * full_ms / item.latency_ms["median"] - 1)
+            for item in self.held
+        ]
+        return {"median": float(np.median(found)), "worst": max(found), "n": len(found)}
+
+    @property
+    def steady(self) -> bool:
+        return self.spread <= STEADY
+
+    def __str__(self) -> str:
+        found = (
+            f"{len(self.layers)} layers on {self.key.machine.get('cpu')}, {self.key.threads} threads; full network "
+            f"{self.full_ms['median']:.2f} ms; error on {self.error['n']} networks it had not seen: median "
+            f"{100 * self.error['median']:.1f} %, worst {100 * self.error['worst']:.1f} %"
+        )
+        if self.steady:
+            return found
+        return f"{found}. The machine was busy (spread {100 * self.spread:.0f} %): delete {self.key.path} when it is quiet"
+
+    def save(self) -> None:
+        write_json(self.key.path, {"schema": SCHEMA, **to_json(self)})
+
+
+def load(key: Key) -> Table | None:
+    """The kept table for `key`, None where there is none yet.
+
+    Raises:
+        BadInput: the file is damaged, of a newer edgekit, or of another machine, engine or network; it says which to
+            delete.
+    """
+    path = key.path
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise BadInput(f"{path}: is larger than {LARGEST_BYTES // 2**20} MiB")
+        document = read_json(path, SCHEMA)
+        document.pop("schema")
+        table = parse(Table, document, str(path))
+    except BadInput as error:
+        raise BadInput(f"{error}. Delete {path} to have the layers measured again") from None
+    if to_json(table.key) != to_json(key):
+        differing = [name for name, value in to_json(key).items() if to_json(table.key)[name] != value]
+        raise BadInput(f"{path}: was measured with another {', '.join(differing)}. Delete it to have it measured here")
+    return table
