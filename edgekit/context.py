@@ -16,6 +16,7 @@ from edgekit.targets import Target
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekit.latency import LatencyModel
     from edgekit.net import Net
 
 T = TypeVar("T")
@@ -29,6 +30,13 @@ def no_progress(
     return items
 
 
+def no_latency(_net: Net) -> LatencyModel:
+    """Raises BadInput: nobody said on which engine."""
+    from edgekit.errors import BadInput
+
+    raise BadInput("no latency is measured here; run the pass by `edgekit compress`, or give a budget of macs instead")
+
+
 @dataclasses.dataclass(frozen=True)
 class PassContext:
     """What a pass works with.
@@ -36,6 +44,7 @@ class PassContext:
     Attributes:
         base: the network before the first pass, e.g. the teacher of a distillation.
         cost: params, macs, cio of a network.
+        latency: what a network, and any narrower form of it, takes on this machine; all processes must ask.
         score: the task's metrics of a network on the calibration images; on several processes all of them must ask.
         network: the module that a MODEL or bundle names, with its trained weights, e.g. a teacher.
         log: takes one line about what was decided.
@@ -54,6 +63,7 @@ class PassContext:
     network: Callable[[str], nn.Module]
     log: Callable[[str], None]
     track: Track = no_progress
+    latency: Callable[[Net], LatencyModel] = no_latency
     state: Path | None = None
     journal: Path | None = None
     world: World = ALONE

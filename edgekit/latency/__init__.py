@@ -1,8 +1,8 @@
 """Latency of a network and of its narrower twins, from layer times measured once per network and device.
 
-    table = layer_table(net, Input(size=224), threads=1)     # half a minute; afterwards read from the cache
-    table.model.ratio(pruned.module)                         # share of the unpruned network's latency
-    table.model.cost("blocks.1.expand.conv", 16, 48)         # ms of one layer
+table = layer_table(net, Input(size=224), threads=1)     # half a minute; afterwards read from the cache
+table.model.ratio(pruned.module)                         # share of the unpruned network's latency
+table.model.cost("blocks.1.expand.conv", 16, 48)         # ms of one layer
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgekit.engines import engine
 from edgekit.errors import BadInput
 from edgekit.latency.measure import Timings, time_variants
 from edgekit.latency.model import LatencyModel, LayerCost
-from edgekit.latency.table import Held, Key, Table, load
+from edgekit.latency.table import Key, Table, Whole, load
 from edgekit.latency.variants import Family, Variant, family, scattered, uniform
 from edgekit.net import Net, edits_to_json
 from edgekit.profile import interval, machine
@@ -87,17 +87,20 @@ def build_table(
     quarter, middle, three = np.quantile(timings.whole[0], (0.25, 0.5, 0.75))
     return Table(
         key=table_key(net, input, threads),
-        full=full.channels,
-        full_ms=interval(timings.whole[0]),
+        full=_whole(full, timings.whole[0]),
         layers={
             name: tuple((*variant.channels[name], times[name]) for variant, times in zip(noted, timings.layers))
             for name in timings.layers[0]
         },
         # In the smallest network the difference of the two sums is least buried in the noise of the layers.
-        constant_ms=float(np.median(timings.whole[1])) - sum(timings.layers[1].values()),
+        constant_ms=min(timings.whole[1]) - sum(timings.layers[1].values()),
         spread=float((three - quarter) / middle),
-        held=tuple(Held(variant.channels, interval(series)) for variant, series in zip(held, timings.whole[2:])),
+        held=tuple(_whole(variant, series) for variant, series in zip(held, timings.whole[2:])),
     )
+
+
+def _whole(variant: Variant, series: Sequence[float]) -> Whole:
+    return Whole(variant.channels, interval(series), min(series))
 
 
 def _variants(made: Family, rng: np.random.Generator) -> tuple[list[Variant], list[Variant]]:

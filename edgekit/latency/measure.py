@@ -1,9 +1,14 @@
 """Times of every layer inside its network, from ONNX Runtime's own account of its operators.
 
-All networks run interleaved, in random order, in the same rounds: what disturbs the machine disturbs all of them. A
-layer that is measured alone does not tell what it costs inside a network: its tensors are warm and its layout is
-changed at both ends. Single convolutions, at the very widths that were asked for, missed MobileNetV2's latency by a
-third, and the ratio between two of its widths by 2 to 6 %; layers measured in place by 1 %.
+A layer that is measured alone does not tell what it costs inside a network: its tensors are warm, and its layout is
+changed at both ends. Single convolutions at the very widths that were asked for came to 8.8 ms where MobileNetV2 takes
+13.3, and were 2 % off (worst 6 %) in the ratio of two widths; as whole sessions, reorders included, 16 % (worst 100 %).
+Layers measured in place and fitted (`model.py`) are off by 0.4 to 0.8 % (worst 2 %). Hence this module.
+
+All networks run in the same rounds, in random order, and of every operator and every whole network the fastest round
+counts: a neighbour on the machine only ever adds time. Beside four busy processes on two cores, prediction and
+measurement were 15 % apart by medians and 0.8 % by fastest rounds (MobileNetV2; ResNet-50 8 and 2.6 %). Rounds so long
+that none is left alone stay disturbed (HarDNet-68 9 and 11 %): the table then says that the machine was busy.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ class Timings:
     """What was measured.
 
     Attributes:
-        layers: for each noted network, the ms of each of its layers, glue included (median over the rounds).
+        layers: for each noted network, the ms of each of its layers, glue included (fastest round of each operator).
         whole: for each network that ran without notes, the ms of every round.
     """
 
@@ -65,16 +70,15 @@ def time_variants(
 
 
 def layer_times(noted: onnxruntime.Operators, variant: Variant, runs: int) -> dict[str, float]:
-    """Milliseconds of each layer, medians over the last `runs` runs.
+    """Milliseconds of each layer, from the fastest of the last `runs` runs of each of its operators.
 
     What is no layer (a concatenation, a pooling, a change of layout) goes to the next layer that is run, whose input it
     makes; after the last layer, to that one.
     """
     known = owners(variant.model, list(variant.channels))
-    medians = np.median(noted.ms[-runs:], axis=0)
     times = dict.fromkeys(known.values(), 0.0)
     waiting, layer = 0.0, None
-    for name, kind, ms in zip(noted.names, noted.kinds, medians.tolist()):
+    for name, kind, ms in zip(noted.names, noted.kinds, noted.ms[-runs:].min(axis=0).tolist()):
         waiting += ms
         owner = known.get(name.removesuffix("_nchwc").removeprefix("fused ")) if kind in LAYER_KINDS else None
         if owner is not None:

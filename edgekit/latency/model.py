@@ -58,13 +58,11 @@ class LatencyModel:
     Attributes:
         layers: the cost of each layer; `constant_ms` is what no layer decides.
         full: the channels of the network that was measured.
-        error: worst and median relative error on networks that were measured but not fitted, see `Table.error`.
     """
 
     layers: dict[str, LayerCost]
     constant_ms: float
     full: dict[str, tuple[int, int]]
-    error: dict[str, float]
 
     @functools.cached_property
     def full_ms(self) -> float:
@@ -105,7 +103,9 @@ def fit(samples: Mapping[str, Sequence[Sample]]) -> dict[str, LayerCost]:
     """The cost of every layer, at the block that leaves the least relative error over all samples."""
     made = [{name: _fit_layer(found, block) for name, found in samples.items()} for block in BLOCKS]
     best = min(made, key=lambda layers: _squares(layers, samples))
-    known = [cost.unaligned for cost in best.values() if not math.isnan(cost.unaligned)]
+    known = [
+        best[name].unaligned for name, found in samples.items() if len({x % ALIGNMENT > 0 for x, *_ in found}) == 2
+    ]
     typical = float(np.median(known)) if known else 1.0
     return {
         name: dataclasses.replace(cost, unaligned=typical) if math.isnan(cost.unaligned) else cost

@@ -42,11 +42,16 @@ class Key:
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """A network that was measured whole and kept from the fit: its channels, and the latency that was found."""
+class Whole:
+    """A network that was measured whole.
+
+    Attributes:
+        latency_ms: an interval for its median; `fastest_ms` its fastest round.
+    """
 
     channels: dict[str, tuple[int, int]]
     latency_ms: dict[str, float]
+    fastest_ms: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Table:
     """Measured layer times.
 
     Attributes:
-        full: channels of the unpruned network, `full_ms` its latency (an interval).
+        full: the unpruned network.
         layers: for each layer its samples, at the widths of the networks that were noted.
         constant_ms: what the whole takes beyond the sum of its layers' noted times; below 0, since notes take time.
         spread: interquartile range over median of the unpruned network's rounds: how steady the machine was.
@@ -62,31 +67,31 @@ class Table:
     """
 
     key: Key
-    full: dict[str, tuple[int, int]]
-    full_ms: dict[str, float]
+    full: Whole
     layers: dict[str, tuple[Sample, ...]]
     constant_ms: float
     spread: float
-    held: tuple[Held, ...]
+    held: tuple[Whole, ...]
 
     def __post_init__(self) -> None:
-        numbers = [self.constant_ms, self.spread, *(n for found in self.layers.values() for s in found for n in s)]
-        if not all(self.layers.values()) or not self.layers:
-            raise ValueError("a layer without a measured time")
-        if not all(math.isfinite(number) for number in numbers) or min(numbers[1:]) < 0:
-            raise ValueError("a time that is no finite number of at least 0")
+        if not self.held or not self.layers or not all(self.layers.values()):
+            raise ValueError("holds a layer without a measured time, or no network to judge it by")
+        numbers = [self.spread, *(number for found in self.layers.values() for sample in found for number in sample)]
+        if not math.isfinite(self.constant_ms) or not all(0 <= number < math.inf for number in numbers):
+            raise ValueError("holds a time that is no finite number of at least 0")
+        if not all(0 < item.fastest_ms < math.inf for item in (self.full, *self.held)):
+            raise ValueError("holds a network that took no time")
 
     @functools.cached_property
     def model(self) -> LatencyModel:
-        return LatencyModel(fit(self.layers), self.constant_ms, self.full, {})
+        return LatencyModel(fit(self.layers), self.constant_ms, self.full.channels)
 
     @functools.cached_property
     def error(self) -> dict[str, float]:
-        """Median and worst of |predicted / measured − 1| over the held networks, both as shares of the full network:
+        """Median and worst of |predicted / measured - 1| over the held networks, both as shares of the unpruned one:
         what a budget would have been off by."""
-        full_ms = self.full_ms["median"]
         found = [
-            abs(self.model.predict(item.channels) / self.model.full_ms * full_ms / item.latency_ms["median"] - 1)
+            abs(self.model.predict(item.channels) / self.model.full_ms * self.full.fastest_ms / item.fastest_ms - 1)
             for item in self.held
         ]
         return {"median": float(np.median(found)), "worst": max(found), "n": len(found)}
@@ -97,13 +102,16 @@ class Table:
 
     def __str__(self) -> str:
         found = (
-            f"{len(self.layers)} layers on {self.key.machine.get('cpu')}, {self.key.threads} threads; full network "
-            f"{self.full_ms['median']:.2f} ms; error on {self.error['n']} networks it had not seen: median "
+            f"{len(self.layers)} layers on {self.key.machine['cpu']}, threads: {self.key.threads}; the network takes "
+            f"{self.full.latency_ms['median']:.2f} ms; error on {self.error['n']} networks it had not seen: median "
             f"{100 * self.error['median']:.1f} %, worst {100 * self.error['worst']:.1f} %"
         )
         if self.steady:
             return found
-        return f"{found}. The machine was busy (spread {100 * self.spread:.0f} %): delete {self.key.path} when it is quiet"
+        return (
+            f"{found}. The machine was busy (spread of the rounds {100 * self.spread:.0f} %); "
+            f"for a better table delete {self.key.path} when it is quiet"
+        )
 
     def save(self) -> None:
         write_json(self.key.path, {"schema": SCHEMA, **to_json(self)})

@@ -110,7 +110,7 @@ def _shrink(init: onnx.TensorProto, shape: tuple[int, ...]) -> None:
 
 
 def _follow(graph: onnx.GraphProto, narrow: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-    """What else holds channel counts: the groups of depthwise convolutions, the exporter's biases of zeros, flattening."""
+    """What else holds channel counts: groups of depthwise convolutions, the exporter's zero biases, flattening."""
     from onnx import numpy_helper
 
     modules = dict(narrow.named_modules())
@@ -120,7 +120,7 @@ def _follow(graph: onnx.GraphProto, narrow: nn.Module, shapes: dict[str, tuple[i
             layer = modules.get(node.input[1].rpartition(".")[0])
             for attribute in node.attribute:
                 if attribute.name == "group" and layer is not None:
-                    attribute.i = int(layer.groups)  # type: ignore[arg-type]
+                    attribute.i = int(layer.groups)
             if len(node.input) == 3 and node.input[2] not in shapes and not _values(constants, node.input[2]).any():
                 del node.input[2:]
         if node.op_type == "Reshape" and len(values := _values(constants, node.input[1])) == 2:
@@ -134,7 +134,7 @@ def _values(constants: dict[str, onnx.TensorProto], name: str) -> np.ndarray:
 
 
 def owners(model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str]:
-    """The layer behind each name that an engine may give a fused operator: of its node, or of a value made from it alone.
+    """The layer behind each name that an engine may give a fused operator: its node's, or a value's made from it alone.
 
     A convolution whose batch norm and activation were fused into it bears the name of the activation's output.
     """
