@@ -56,7 +56,11 @@ def fake(noted, whole, _threads, rounds, _seed, _track) -> Timings:
     def layers(variant: Variant) -> dict[str, float]:
         return {name: true_ms(*sides) for name, sides in variant.channels.items()}
 
-    return Timings([layers(v) for v in noted], [[2 + sum(layers(v).values())] * rounds for v in whole])
+    return Timings(
+        layers=[layers(v) for v in noted],
+        sums=[sum(layers(v).values()) for v in noted],
+        whole=[[2 + sum(layers(v).values())] * rounds for v in whole],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +143,7 @@ def test_a_common_slowdown_of_whole_networks_is_no_error(net):
     def slow(*args) -> Timings:
         found = fake(*args)
         half = [[ms / 2 for ms in series] for series in found.whole]
-        return Timings(found.layers, [half[0], found.whole[1], *half[2:]])
+        return dataclasses.replace(found, whole=[half[0], found.whole[1], *half[2:]])
 
     assert build_table(net, INPUT, timer=slow).error["worst"] < 1e-6
 

@@ -92,8 +92,8 @@ def build_table(
             name: tuple((*variant.channels[name], times[name]) for variant, times in zip(noted, timings.layers))
             for name in timings.layers[0]
         },
-        # In the smallest network the difference of the two sums is least buried in the noise of the layers.
-        constant_ms=min(timings.whole[1]) - sum(timings.layers[1].values()),
+        # Of the smallest network, where noise hides it least; of fastest rounds both, since one disturbance hits both.
+        constant_ms=min(timings.whole[1]) - timings.sums[1],
         spread=float((three - quarter) / middle),
         held=tuple(_whole(variant, series) for variant, series in zip(held, timings.whole[2:])),
     )

@@ -35,10 +35,12 @@ class Timings:
 
     Attributes:
         layers: for each noted network, the ms of each of its layers, glue included (fastest round of each operator).
+        sums: for each noted network, the ms of all its operators in its fastest round.
         whole: for each network that ran without notes, the ms of every round.
     """
 
     layers: list[dict[str, float]]
+    sums: list[float]
     whole: list[list[float]]
 
 
@@ -65,8 +67,12 @@ def time_variants(
         rng = np.random.default_rng(seed)
         pairs = [(session, rng.standard_normal((1, *session.shape), np.float32)) for session in (*opened, *plain)]
         series = interleave(pairs, runs, seed, track)
-        layers = [layer_times(onnxruntime.operators(made), variant, runs) for made, variant in zip(opened, noted)]
-    return Timings(layers, series[len(opened) :])
+        accounts = [onnxruntime.operators(session) for session in opened]
+    return Timings(
+        layers=[layer_times(account, variant, runs) for account, variant in zip(accounts, noted)],
+        sums=[float(account.ms[-runs:].sum(axis=1).min()) for account in accounts],
+        whole=series[len(opened) :],
+    )
 
 
 def layer_times(noted: onnxruntime.Operators, variant: Variant, runs: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Latency predicted from layer times against latency measured, for networks of widths that the table had not seen.
 
-    python tools/benchmarks/latency_table.py                     # about 4 minutes on a quiet core
+    python tools/benchmarks/latency_table.py                     # about 5 minutes on a quiet core
     python tools/benchmarks/latency_table.py mobilenet_v2        # one network, about 1 minute
 
 ONNX Runtime on the CPU, one thread, 224². Each table is measured anew, whatever the cache holds. A row is a network
