@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edgekit.data import Data, Input, Output
+from edgekit.errors import BadInput
 from edgekit.parallel import ALONE, World
 from edgekit.targets import Target
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekit.latency import LatencyModel
     from edgekit.net import Net
 
 T = TypeVar("T")
@@ -27,6 +29,11 @@ def no_progress(
     items: Iterable[T], _label: str, _total: int | None = None, _status: Callable[[], str] | None = None
 ) -> Iterable[T]:
     return items
+
+
+def no_latency(_net: Net) -> LatencyModel:
+    """Raises BadInput: nobody said on which engine."""
+    raise BadInput("no latency is measured here; run the pass by `edgekit compress`, or give a budget of macs instead")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +67,14 @@ class PassContext(TrainingContext):
     Attributes:
         base: the network before the first pass, e.g. the teacher of a distillation.
         cost: params, macs, cio of a network.
+        latency: what a network, and any narrower form of it, takes on this machine; all processes must ask.
         network: the module that a MODEL or bundle names, with its trained weights, e.g. a teacher.
     """
 
     base: Net
     cost: Callable[[Net], dict[str, int]]
     network: Callable[[str], nn.Module]
+    latency: Callable[[Net], LatencyModel] = no_latency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +102,6 @@ class RewriteContext:
         Raises:
             BadInput: the data has no calibration images.
         """
-        from edgekit.errors import BadInput
-
         if self.data is None:
             raise BadInput("this recipe needs calibration images: give --data")
         samples = self.data.role("calibrate").subset(images, self.seed)

@@ -60,6 +60,17 @@ def channels(layer: nn.Module, dim: Literal["out", "in"]) -> int:
     raise BadInput(f"cannot remove channels from {type(layer).__name__}")
 
 
+def layer_channels(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """(channels in, channels out) of every convolution and linear layer, by its module path."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            found[name] = layer.in_channels, layer.out_channels
+        elif isinstance(layer, nn.Linear):
+            found[name] = layer.in_features, layer.out_features
+    return found
+
+
 def _keep(layer: nn.Module, dim: Literal["out", "in"], keep: torch.Tensor) -> None:
     if isinstance(layer, nn.Conv2d):
         _keep_conv(layer, dim, keep)

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ def read_json(path: Path, schema: str) -> dict:
     if int(version) > int(known_version):
         raise BadInput(f"{path}: has {kind}/{version}; this edgekit reads up to {schema}. Install a newer edgekit")
     return document
+
+
+def cache_folder() -> Path:
+    """Where edgekit keeps what it can make again: `EDGEKIT_CACHE`, or `edgekit` in the system's place for caches."""
+    if chosen := os.environ.get("EDGEKIT_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "edgekit" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgekit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit"
 
 
 def file_sha256(path: Path) -> str:

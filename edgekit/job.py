@@ -21,6 +21,7 @@ from edgekit.errors import BadInput
 from edgekit.evaluate import Score, evaluate
 from edgekit.files import file_sha256, read_json, write_json
 from edgekit.graph import trace
+from edgekit.latency import LatencyModel, layer_table
 from edgekit.net import Edit, Net, Source, build, edits_from_json, edits_to_json, parse_spec, weights_path
 from edgekit.onnx_file import io_tables, read
 from edgekit.parallel import ALONE, World
@@ -50,6 +51,7 @@ class Job:
     track: Track
     log: Callable[[str], None]
     world: World = ALONE
+    threads: int = 1
 
     @property
     def work(self) -> Path:
@@ -93,6 +95,7 @@ class Job:
             base=base,
             cost=lambda net: trace(net.module, self.recipe.input.shape).cost(),
             network=self.network,
+            latency=self.latency,
         )
 
     def _common(self, seed: int, world: World) -> dict[str, Any]:
@@ -107,6 +110,18 @@ class Job:
             "track": self.track,
             "world": world,
         }
+
+    def latency(self, net: Net) -> LatencyModel:
+        """The latency of `net` and its narrower forms on this machine, from a table that is measured once and kept.
+
+        Raises:
+            BadInput: the network cannot be measured, or what the cache holds cannot be used.
+        """
+        table = layer_table(net, self.recipe.input, self.threads, self.track) if self.world.first else None
+        agreed = self.world.agreed(table)
+        assert agreed is not None
+        self.log(f"latency table: {agreed}")
+        return agreed.model
 
     def network(self, spec: str) -> nn.Module:
         """The module of a bundle, or of a MODEL with trained weights, for this recipe's input.
@@ -216,6 +231,7 @@ def prepare(
     track: Track,
     log: Callable[[str], None],
     world: World,
+    threads: int = 1,
 ) -> Job:
     """Read and check everything that was asked for, and make (or reopen) the folder.
 
@@ -230,7 +246,7 @@ def prepare(
         datasets.check_task(samples, settings.output.task)
         if settings.output.task == "classify" and settings.output.classes is not None:
             datasets.check_labels(samples, settings.output.classes)
-    job = Job(model, settings, source, data, out, seed, track, log, world)
+    job = Job(model, settings, source, data, out, seed, track, log, world, threads)
     if world.first:
         _claim_folder(job, resume)
     return job

@@ -54,7 +54,7 @@ def time_files(
         A record per file: load_ms, first_ms, latency_ms and latency_ratio (interval, against the first file).
     """
     opened = [_open(file, engine_name, threads) for file in files]
-    times = _interleave([pair for pair, _ in opened], runs, seed, track)
+    times = interleave([pair for pair, _ in opened], runs, seed, track)
     return [
         {
             **record,
@@ -70,7 +70,7 @@ def time_series(
     files: Sequence[Path], engine_name: str, runs: int, threads: int, seed: int = 0, track: Track = no_progress
 ) -> list[list[float]]:
     """As `time_files`, but the milliseconds of every round themselves, for comparisons of one's own."""
-    return _interleave([_open(file, engine_name, threads)[0] for file in files], runs, seed, track)
+    return interleave([_open(file, engine_name, threads)[0] for file in files], runs, seed, track)
 
 
 def _open(file: Path, engine_name: str, threads: int) -> tuple[tuple[Any, np.ndarray], dict[str, Any]]:
@@ -82,7 +82,10 @@ def _open(file: Path, engine_name: str, threads: int) -> tuple[tuple[Any, np.nda
     return (session, feed), {"file": file.name, "load_ms": load_ms, "first_ms": _run_ms(session, feed)}
 
 
-def _interleave(pairs: Sequence[tuple[Any, np.ndarray]], runs: int, seed: int, track: Track) -> list[list[float]]:
+def interleave(
+    pairs: Sequence[tuple[Any, np.ndarray]], runs: int, seed: int, track: Track = no_progress
+) -> list[list[float]]:
+    """The milliseconds of `runs` rounds for each (session, input): after a warm-up, each once a round, at random."""
     rng = np.random.default_rng(seed)
     for session, feed in pairs:
         _warm_up(session, feed)

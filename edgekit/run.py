@@ -85,7 +85,7 @@ def compress(
     job = prepare(
         model, recipe, specs, Path(out), seed=seed, overrides=overrides, resume=resume, on_error=on_error,
         io_file=Path(io_file) if io_file else None, track=track if world.first else no_progress,
-        log=log if world.first else lambda _line: None, world=world,
+        log=log if world.first else lambda _line: None, world=world, threads=threads,
     )  # fmt: skip
     with job.locked():
         if not world.agreed((job.out / MANIFEST).is_file()):

@@ -23,6 +23,7 @@ LAYERS = [
     {"bundle"},
     {"engines"},
     {"profile", "verify"},
+    {"latency"},
     {"gate"},
     {"report", "recipe", "inspection", "doctor", "catalogue"},
     {"job"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ class Session:
         return np.concatenate([self.run(part) for part in np.split(batch, len(batch) // self.batch)])
 
 
-def load(model: Path | bytes, threads: int = 0, optimise: bool = True) -> Session:
+def load(model: Path | bytes, threads: int = 0, optimise: bool = True, profile: Path | None = None) -> Session:
     """Open a file or a serialised model.
 
     Args:
         threads: of one inference; 0 leaves the choice to ONNX Runtime.
         optimise: whether ONNX Runtime may rewrite the graph, as it does by default.
+        profile: where ONNX Runtime notes the time of every operator (see `operators`), as the start of a file name.
 
     Raises:
         BadInput: ONNX Runtime cannot load it; its own message is passed on.
@@ -47,6 +49,9 @@ def load(model: Path | bytes, threads: int = 0, optimise: bool = True) -> Sessio
     options.log_severity_level = 3
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     label = "the model" if isinstance(model, bytes) else str(model)
     try:
         raw = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, ["CPUExecutionProvider"])
@@ -69,6 +74,33 @@ def _session(raw: Any, label: str) -> Session:
 def missing() -> str | None:
     """Why files cannot be run here: never, as it is one of edgekit's own dependencies."""
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Operators:
+    """The operators that ONNX Runtime ran, in order, e.g. `stem.act_nchwc` and `Conv`; `ms` is (runs, operators)."""
+
+    names: list[str]
+    kinds: list[str]
+    ms: np.ndarray
+
+
+def operators(session: Session) -> Operators:
+    """What a session that was loaded with `profile` noted since; it notes nothing more afterwards.
+
+    Raises:
+        BadInput: not every run had the same operators.
+    """
+    events = json.loads(Path(session.raw.end_profiling()).read_bytes())
+    runs = sum(event["name"] == "model_run" for event in events)
+    ending = "_kernel_time"
+    noted = [event for event in events if event["cat"] == "Node" and event["name"].endswith(ending)]
+    each = len(noted) // max(runs, 1)
+    names = [event["name"].removesuffix(ending) for event in noted]
+    if not each or names != names[:each] * runs:
+        raise BadInput("the operators of this network change from run to run; their times cannot be told apart")
+    ms = np.array([event["dur"] for event in noted], np.float64).reshape(runs, each) / 1e3
+    return Operators(names[:each], [event["args"]["op_name"] for event in noted[:each]], ms)
 
 
 def version() -> str:
