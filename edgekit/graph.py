@@ -221,7 +221,7 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     Raises:
         BadInput: the module fails on that input, or its code depends on the values of tensors.
     """
-    twin = copy.deepcopy(module).to("meta").eval()
+    twin = meta_copy(module).eval()
     recorder = _Recorder(twin)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     x = torch.empty((1, *input_shape), device="meta", dtype=dtype)
@@ -235,6 +235,16 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     params = sum(parameter.numel() for parameter in module.parameters())
     holders = frozenset(name for name, layer in module.named_modules() if hasattr(layer, "keep_channels"))
     return Graph(tuple(recorder.ops), (source,), outputs, params, holders)
+
+
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers are meta tensors: shapes without data, so no weight is copied on the way."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
 
 
 @contextlib.contextmanager

@@ -8,17 +8,18 @@ the removed slots is a group accepted. Groups that fail are found by halving and
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
-from edgekit.channels import Group, Slots, Ties, slots, ties
+from edgekit.channels import Classes, Group, Ties, slots, ties
 from edgekit.edits import KeepChannels, channels
 from edgekit.errors import BadInput
-from edgekit.graph import Shape, trace
+from edgekit.graph import Shape, meta_copy, trace
 from edgekit.labels import Axis
 
 Side = Literal["out", "in"]
@@ -40,7 +41,7 @@ def prunable(module: nn.Module, input_shape: Shape) -> Ties:
             frozen[group.name] = "a parameter outside the layers that can be cut goes with its channels"
         elif group not in proven:
             frozen[group.name] = BROKEN
-    return Ties(tuple(proven), frozen, found.classes)
+    return dataclasses.replace(found, groups=tuple(proven), frozen=frozen)
 
 
 def edits(module: nn.Module, groups: Sequence[Group], removed: Sequence[Sequence[int]]) -> list[KeepChannels]:
@@ -78,7 +79,7 @@ def _layer_side(module: nn.Module, axis: Axis) -> tuple[str, Side]:
     return layer, "in" if dim == (0 if transposed else 1) else "out"
 
 
-def _proven(module: nn.Module, shape: Shape, groups: list[Group], classes: Sequence[Slots]) -> list[Group]:
+def _proven(module: nn.Module, shape: Shape, groups: list[Group], classes: Classes) -> list[Group]:
     if not groups or _trial(module, shape, groups, classes):
         return groups
     if len(groups) == 1:
@@ -89,7 +90,7 @@ def _proven(module: nn.Module, shape: Shape, groups: list[Group], classes: Seque
     return proven if len(proven) < 2 or _trial(module, shape, proven, classes) else []
 
 
-def _trial(module: nn.Module, shape: Shape, groups: Sequence[Group], classes: Sequence[Slots]) -> bool:
+def _trial(module: nn.Module, shape: Shape, groups: Sequence[Group], classes: Classes) -> bool:
     return holds(module, shape, groups, [[0]] * len(groups), classes)
 
 
@@ -98,10 +99,10 @@ def holds(
     shape: Shape,
     groups: Sequence[Group],
     removed: Sequence[Sequence[int]],
-    classes: Sequence[Slots],
+    classes: Classes,
 ) -> bool:
     """Whether the network without the rows `removed` of each group has the old classes without those slots."""
-    smaller = copy.deepcopy(module).to("meta")
+    smaller = meta_copy(module)
     try:
         for edit in edits(smaller, groups, removed):
             edit.apply(smaller)
@@ -112,25 +113,17 @@ def holds(
     for group, rows in zip(groups, removed):
         for axis, indices in slots(group, rows).items():
             lost.setdefault(axis, set()).update(indices)
-    return _partition(_without(classes, lost)) == _partition(found)
+    left = {axis: np.delete(found, list(lost.get(axis, ()))) for axis, found in classes.items()}
+    return _same_partition(left, found)
 
 
-def _without(classes: Sequence[Slots], lost: dict[Axis, set[int]]) -> list[Slots]:
-    """The classes without the lost slots, the others renumbered as they stand afterwards."""
-    places: dict[Axis, dict[int, int]] = {}
-    for axis, gone in lost.items():
-        size = 1 + max(max(found[axis]) for found in classes if axis in found)
-        places[axis] = {index: place for place, index in enumerate(i for i in range(size) if i not in gone)}
-
-    def kept(axis: Axis, indices: list[int]) -> list[int]:
-        return [places[axis][i] for i in indices if i in places[axis]] if axis in places else indices
-
-    smaller = ({axis: kept(axis, indices) for axis, indices in found.items()} for found in classes)
-    return [left for found in smaller if (left := {axis: indices for axis, indices in found.items() if indices})]
-
-
-def _partition(classes: Sequence[Slots]) -> set[frozenset[tuple[Axis, int]]]:
-    return {frozenset((axis, index) for axis, indices in found.items() for index in indices) for found in classes}
+def _same_partition(left: Classes, right: Classes) -> bool:
+    """Whether both put the same slots together; the numbers of the classes do not matter."""
+    if {axis: len(found) for axis, found in left.items()} != {axis: len(found) for axis, found in right.items()}:
+        return False
+    pairs = np.stack([np.concatenate([classes[axis] for axis in left]) for classes in (left, right)])
+    both = np.unique(pairs, axis=1).shape[1]
+    return both == len(np.unique(pairs[0])) == len(np.unique(pairs[1]))
 
 
 def keep_count(size: int, share: float, round_to: int) -> int:

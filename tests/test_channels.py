@@ -206,7 +206,11 @@ def test_code_with_fixed_numbers_keeps_its_channels(module):
 
 def test_a_removal_that_would_answer_wrongly_is_not_offered():
     found = prunable(Swapped(), (3, 8, 8))
-    assert not found.groups and found.frozen["stem"] == BROKEN
+    (group,) = found.groups
+    assert group.slots["stem.weight", 0].ravel().tolist() == [4, 5, 6, 7], "only behind the fixed place can any go"
+    assert found.frozen["stem"] == BROKEN
+    torch.manual_seed(0)
+    assert check_removal(Swapped(), (3, 8, 8)) == 1
 
 
 class Normed(nn.Module):

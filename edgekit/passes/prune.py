@@ -109,5 +109,5 @@ def ranking(module: nn.Module, group: Group) -> list[int]:
         if weight is None or weight.ndim < 2:
             continue
         squares = weight.detach().double().square().transpose(0, dim).flatten(1).sum(1).cpu().numpy()
-        total += np.array([squares[list(row)].sum() for row in rows])
+        total += squares[rows].sum(1)
     return np.argsort(-total, kind="stable").tolist()

@@ -93,9 +93,7 @@ def cross_entropy(logits: torch.Tensor, views: Views) -> torch.Tensor:
     """The mean over the batch; of masks, over their labelled pixels: 0 where there is none."""
     if views.labels.ndim == 1:
         return cross_entropy_each(logits, views).mean()
-    total = F.cross_entropy(
-        logits, views.labels, ignore_index=IGNORE, reduction="sum", label_smoothing=views.smoothing
-    )
+    total = F.cross_entropy(logits, views.labels, ignore_index=IGNORE, reduction="sum", label_smoothing=views.smoothing)
     return total / (views.labels != IGNORE).sum().clamp(min=1)
 
 
