@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgekit.errors import BadInput
 
 Shape = tuple[int, ...]
+FLOAT_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,8 @@ class Graph:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     params: int
+    learned: frozenset[str] = frozenset()
+    """Names of the trainable tensors; other `Value.param`s are buffers."""
     holders: frozenset[str] = frozenset()
     """Modules that hold channel counts of their own (see channels.py)."""
 
@@ -126,7 +129,11 @@ class Graph:
 
     @property
     def cio_paper(self) -> int:
-        """CIO by HarDNet's table: convolutions only, a depthwise one that only down-samples counting as pooling.
+        return sum(op.cio for op in self.paper_convs)
+
+    @property
+    def paper_convs(self) -> list[Op]:
+        """What HarDNet's table counts: convolutions only, a depthwise one that only down-samples counting as pooling.
 
         Such a layer has a stride and no activation before the next layer; MobileNet's strided ones have one.
         """
@@ -141,7 +148,7 @@ class Graph:
                 only_samples(after) if after.kind in NORMS else after.kind not in POINTWISE for after in following
             )
 
-        return sum(op.cio for op in self.ops if op.is_conv and not (op.is_strided_depthwise and only_samples(op)))
+        return [op for op in self.ops if op.is_conv and not (op.is_strided_depthwise and only_samples(op))]
 
     @property
     def uncounted(self) -> list[str]:
@@ -149,27 +156,44 @@ class Graph:
         return sorted({f"{op.kind} ({op.layer or 'top'})" for op in self.ops if not op.counted})
 
     @property
-    def peak_elements(self) -> int:
-        """The largest number of activation elements alive at once, operation by operation in this order.
+    def alive(self) -> list[list[Value]]:
+        """The activations in memory at the start and then at each operation, in this order.
 
         A lower bound of what a runtime needs: views share their source's memory, every other result is new.
         """
         root: dict[int, Value] = {}
         for op in self.ops:
+            source = [*op.inputs, *op.params][:1] if op.kind in VIEWS else []
             for value in op.outputs:
-                root[value.index] = root.get(op.inputs[0].index, op.inputs[0]) if op.is_view else value
+                root[value.index] = root.get(source[0].index, source[0]) if source else value
         last = {root.get(v.index, v).index: place for place, op in enumerate(self.ops) for v in op.inputs}
         last.update({root.get(value.index, value).index: len(self.ops) for value in self.outputs})
-        alive = {value.index: value.size for value in self.inputs}
-        peak = sum(alive.values())
+        alive = list(self.inputs)
+        found = [alive]
         for place, op in enumerate(self.ops):
-            alive.update({v.index: v.size for v in op.outputs[:1] if root[v.index] is v and v.index in last})
-            peak = max(peak, sum(alive.values()))
-            alive = {index: size for index, size in alive.items() if last.get(index, -1) > place}
-        return peak
+            alive = alive + [v for v in op.outputs[:1] if root[v.index] is v and v.index in last]
+            found.append(alive)
+            alive = [value for value in alive if last.get(value.index, -1) > place]
+        return found
+
+    @property
+    def peak_elements(self) -> int:
+        """The largest number of activation elements in memory at once."""
+        return max(sum(value.size for value in values) for values in self.alive)
+
+    @property
+    def stored(self) -> list[Value]:
+        """The parameters and buffers that the forward pass reads, each once: what an exported file holds."""
+        return list({value.param: value for op in self.ops for value in op.params}.values())
+
+    def counts(self) -> dict[str, int]:
+        return {"params": self.params, "macs": self.macs, "cio": self.cio, "cio_paper": self.cio_paper}
 
     def cost(self) -> dict[str, int]:
-        return {"params": self.params, "macs": self.macs, "cio": self.cio, "cio_paper": self.cio_paper}
+        """The counts, and in bytes of float32 the weights of the exported file (without the graph's own bytes, which
+        hardly change) and the peak of the activations."""
+        size = FLOAT_BYTES * sum(value.size for value in self.stored)
+        return {**self.counts(), "size_bytes": size, "peak_bytes": FLOAT_BYTES * self.peak_elements}
 
 
 # Reduction length of a matrix product, from its arguments.
@@ -234,7 +258,8 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     outputs = tuple(recorder.value(tensor) for tensor in tensors_in(result))
     params = sum(parameter.numel() for parameter in module.parameters())
     holders = frozenset(name for name, layer in module.named_modules() if hasattr(layer, "keep_channels"))
-    return Graph(tuple(recorder.ops), (source,), outputs, params, holders)
+    learned = frozenset(name for name, _ in twin.named_parameters())
+    return Graph(tuple(recorder.ops), (source,), outputs, params, learned, holders)
 
 
 def meta_copy(module: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ LAYERS = [
     {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"labels"},
     {"net", "channels", "removal"},
+    {"costs"},
     {"context"},
     {"train"},
     {"passes"},
