@@ -16,6 +16,7 @@ from edgekit.targets import Target
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekit.costs import LayerCost
     from edgekit.net import Net
 
 T = TypeVar("T")
@@ -35,13 +36,15 @@ class PassContext:
 
     Attributes:
         base: the network before the first pass, e.g. the teacher of a distillation.
-        cost: params, macs, cio of a network.
+        cost: params, macs, cio, cio_paper, size_bytes and peak_bytes of a network, as traced.
         score: the task's metrics of a network on the calibration images; on several processes all of them must ask.
         network: the module that a MODEL or bundle names, with its trained weights, e.g. a teacher.
         log: takes one line about what was decided.
         state: the file that a training keeps its state in and goes on from; None keeps none.
         journal: the file for a training's log of steps.
         world: this process's place among those that train together.
+        latency_model: the milliseconds of an operation of given shapes on the device to be served (see costs.py); None
+            where none was measured.
     """
 
     data: Data
@@ -57,6 +60,7 @@ class PassContext:
     state: Path | None = None
     journal: Path | None = None
     world: World = ALONE
+    latency_model: LayerCost | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ Every size in the graph is linear in the rows kept: an activation's or a weight 
     s(k) = s_0 + Σ_g s_g · k_g,    k_g rows kept of group g,
 
 where s_g counts its elements that carry one row's label (channels.py gives each row of a group the same number). So
-parameters, bytes and MACs are sums of products of two such forms, CIO is a sum of forms, and the peak of the activations
-is the largest of the sums at each operation. All are exact: equal to `trace(pruned module).cost()`.
+parameters, bytes and MACs are sums of products of two such forms, CIO is a sum of forms, and the peak of the
+activations is the largest of the sums at each operation. All are exact: equal to `trace(pruned module).cost()`.
 
 A cost of another kind, such as measured latency, is a function of one operation and its shapes: see `CostModel.add`.
 """
@@ -34,7 +34,11 @@ class Metric(Protocol):
     def total(self, kept: np.ndarray) -> float: ...
 
     def saved(self, kept: np.ndarray, steps: np.ndarray, limit: float) -> np.ndarray:
-        """For each group, what the removal of `steps` of its rows takes from the cost above `limit`, (groups,)."""
+        """For each group, what the removal of `steps` of its rows takes from the cost above `limit`, (groups,).
+
+        So at the limit 0 it is all that is saved; at a limit that is met, adding rows (`steps` below 0) gives 0 where
+        it stays met.
+        """
         ...
 
     def by_layer(self, kept: np.ndarray) -> dict[str, float]: ...
@@ -184,12 +188,13 @@ class _Products:
         slopes = self.forms.matrix[:, 1:]
         return self.factor @ (slopes[self.left] * slopes[self.right])
 
-    def saved(self, kept: np.ndarray, steps: np.ndarray, limit: float) -> np.ndarray:  # noqa: ARG002
+    def saved(self, kept: np.ndarray, steps: np.ndarray, limit: float) -> np.ndarray:
         """f(k) − f(k − s e_g) = s · ∂f/∂k_g − s² · ½ ∂²f/∂k_g², exact since f is quadratic."""
         values, count = self.forms.values(kept), len(self.forms.matrix)
         weights = np.bincount(self.left, self.factor * values[self.right], count)
         weights += np.bincount(self.right, self.factor * values[self.left], count)
-        return steps * (weights @ self.forms.matrix[:, 1:]) - steps**2 * self._curvature
+        saved = steps * (weights @ self.forms.matrix[:, 1:]) - steps**2 * self._curvature
+        return _above(self.total(kept), saved, limit)
 
     def by_layer(self, kept: np.ndarray) -> dict[str, float]:
         return _summed(self.layers, self._each(kept))
@@ -212,9 +217,7 @@ class _Peak:
 
     def saved(self, kept: np.ndarray, steps: np.ndarray, limit: float) -> np.ndarray:
         """Taken from the sum of all that exceeds the limit: several places may be as high as the highest."""
-        each = self._each(kept)[:, None]
-        lower = each - self.places[:, 1:] * steps
-        return (np.maximum(each - limit, 0) - np.maximum(lower - limit, 0)).sum(0)
+        return _above(self._each(kept)[:, None], self.places[:, 1:] * steps, limit).sum(0)
 
     def by_layer(self, kept: np.ndarray) -> dict[str, float]:
         """What each layer finds in memory, its own output included."""
@@ -254,16 +257,20 @@ class _Layers:
     def total(self, kept: np.ndarray) -> float:
         return sum(self._each(kept))
 
-    def saved(self, kept: np.ndarray, steps: np.ndarray, limit: float) -> np.ndarray:  # noqa: ARG002
+    def saved(self, kept: np.ndarray, steps: np.ndarray, limit: float) -> np.ndarray:
         lengths, each = self.rows[..., 0] + self.rows[..., 1:] @ kept, self._each(kept)
         saved = np.zeros(len(kept))
         for number, group in np.argwhere(self.rows[..., 1:].any(1)):
             fewer = lengths[number] - steps[group] * self.rows[number, :, 1 + group]
             saved[group] += each[number] - self._one(number, fewer)
-        return saved
+        return _above(sum(each), saved, limit)
 
     def by_layer(self, kept: np.ndarray) -> dict[str, float]:
         return _summed([op.layer for op in self.ops], self._each(kept))
+
+
+def _above(cost: np.ndarray | float, saved: np.ndarray, limit: float) -> np.ndarray:
+    return np.maximum(cost - limit, 0) - np.maximum(cost - saved - limit, 0)
 
 
 def _summed(layers: Sequence[str], costs: Iterable[float]) -> dict[str, float]:

@@ -13,8 +13,6 @@ from edgekit.net import build, parse_spec
 from edgekit.onnx_file import read
 
 
-
-
 def inspect_model(spec: str, input_size: int | None = None) -> dict[str, Any]:
     """Layers and totals of a MODEL at batch 1 (an ONNX file: totals).
 

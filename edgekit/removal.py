@@ -49,7 +49,7 @@ def edits(module: nn.Module, groups: Sequence[Group], removed: Sequence[Sequence
     gone: dict[tuple[str, Side], set[int]] = {}
     for group, rows in zip(groups, removed):
         for axis, indices in slots(group, rows).items():
-            gone.setdefault(_layer_side(module, axis), set()).update(indices)
+            gone.setdefault(layer_side(module, axis), set()).update(indices)
     return [
         KeepChannels(layer, side, tuple(i for i in range(channels(module.get_submodule(layer), side)) if i not in lost))
         for (layer, side), lost in gone.items()
@@ -64,14 +64,14 @@ def layers_of(group: Group) -> list[str]:
 def _editable(module: nn.Module, group: Group) -> bool:
     try:
         for axis in group.slots:
-            layer, side = _layer_side(module, axis)
+            layer, side = layer_side(module, axis)
             channels(module.get_submodule(layer), side)
     except BadInput:
         return False
     return True
 
 
-def _layer_side(module: nn.Module, axis: Axis) -> tuple[str, Side]:
+def layer_side(module: nn.Module, axis: Axis) -> tuple[str, Side]:
     """The layer that a parameter axis belongs to, and which side of the layer it is."""
     name, dim = axis
     layer = name.rpartition(".")[0]

@@ -12,9 +12,8 @@ from edgekit.channels import slots, ties
 from edgekit.graph import trace
 from edgekit.net import Net, Source, build, parse_spec
 from edgekit.nets.layers import PadShortcut, SplitChannels
-from edgekit.passes.prune import ranking
 from edgekit.removal import BROKEN, edits, keep_count, layers_of, prunable
-from tests.nets import Tiny, calibrate
+from tests.nets import Tiny, calibrate, ranking
 
 
 def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:

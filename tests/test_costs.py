@@ -29,8 +29,8 @@ from tests.test_channels import (
 SMALL = [lambda: Tiny(4), lambda: TinySegment(3), Concat, Shared, Gated, Chunk, HeldSplit, Shuffle, Upsampling, OptionA,
          FixedSplit, Sliced, Swapped, Normed]  # fmt: skip
 ZOO = ["mobilenet_v2?width=0.35&small_input=true&classes=10", "cifar_resnet_20", "hardnet_39ds"]
-LARGE = ["mobilenet_v3_small", "vovnet_v2_19_slim", "csp_mobilenet_v2", "densenet_121", "skipblocknet_large", "resnet_50",
-         "pp_lcnet", "squeezenet_1_1", "fc_hardnet_70"]  # fmt: skip
+LARGE = ["mobilenet_v3_small", "vovnet_v2_19_slim", "csp_mobilenet_v2", "densenet_121", "skipblocknet_large",
+         "resnet_50", "pp_lcnet", "squeezenet_1_1", "fc_hardnet_70"]  # fmt: skip
 
 
 def pruned(module: nn.Module, groups: tuple[Group, ...], kept: np.ndarray) -> nn.Module:
