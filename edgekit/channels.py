@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekit.graph import CREATION, MOVEMENT, POINTWISE, Graph, Op, Value, values_in
+from edgekit.graph import BATCH_NORMS, CREATION, MOVEMENT, POINTWISE, Graph, Op, Value, values_in
 from edgekit.labels import Axis, Labels
 
 
@@ -388,7 +388,6 @@ def _ignore(_labeller: _Labeller, _op: Op) -> None:
 
 
 Rule = Callable[[_Labeller, Op], None]
-BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 REDUCTIONS = ("mean", "sum", "amax")
 POOLS = (
     "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "

@@ -231,6 +231,8 @@ NORMS = frozenset(
     "_native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm _native_batch_norm_legit "
     "native_layer_norm native_group_norm _softmax _log_softmax linalg_vector_norm var_mean var std".split()
 )
+BATCH_NORMS = frozenset("native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training".split())
+SHAPED_AS_INPUT = BATCH_NORMS | frozenset("relu hardtanh hardswish hardsigmoid silu sigmoid gelu".split())
 CREATION = frozenset("arange zeros ones full scalar_tensor zeros_like ones_like full_like empty empty_like".split())
 COMPARISON = frozenset("eq ne lt le gt ge logical_and logical_or logical_not argmax topk".split())
 FREE = POINTWISE | MOVEMENT | POOLING | NORMS | CREATION | COMPARISON
@@ -279,12 +281,13 @@ def deterministic(wanted: bool) -> Iterator[None]:
     Training wants it. A graph that is traced or exported must not: PyTorch then takes some operations, such as bilinear
     resizing, apart into indexing.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    # The debug mode is the same switch; `use_deterministic_algorithms` would import PyTorch's compiler, for seconds.
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn" if wanted else "default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=True)
+        torch.set_deterministic_debug_mode(before)
 
 
 def _explain(error: Exception, path: list[str], input_shape: Shape) -> str:
@@ -297,6 +300,11 @@ def _explain(error: Exception, path: list[str], input_shape: Shape) -> str:
 
 class _Recorder(TorchDispatchMode):
     """Records each ATen call with the module path it happened in."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch asks; a yes has it import its compiler at the first operation, for seconds."""
+        return False
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -327,11 +335,28 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         seen = _swap(args, self.value), _swap(kwargs, self.value)
-        result = func(*args, **kwargs)
+        kind = func.overloadpacket.__name__
+        result = _shaped(kind, args) if _is_plain(kind, args) else func(*args, **kwargs)
         # An in-place operation returns its argument: from here on that tensor is a new value.
         outputs = tuple(self._remember(tensor) for tensor in tensors_in(result))
-        self.ops.append(Op(self.path[-1], func.overloadpacket.__name__, func, seen[0], seen[1], outputs))
+        self.ops.append(Op(self.path[-1], kind, func, seen[0], seen[1], outputs))
         return result
+
+
+def _is_plain(kind: str, args: tuple) -> bool:
+    """Whether the result's shape is easily told: PyTorch's own way there takes milliseconds, for hundreds of them, and
+    the import of its compiler."""
+    if kind in ("add", "mul"):
+        left, right = args[:2]
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and left.shape == right.shape
+    return kind in SHAPED_AS_INPUT
+
+
+def _shaped(kind: str, args: tuple) -> Any:
+    if kind in BATCH_NORMS:
+        nothing = args[0].new_empty((0,))  # the statistics of a batch, of which there are none in evaluation
+        return torch.empty_like(args[0]), nothing, nothing.clone()
+    return torch.empty_like(args[0])
 
 
 def _swap(item: Any, value: Any) -> Any:
