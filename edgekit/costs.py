@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from edgekit.channels import Group, Ties
-from edgekit.graph import FLOAT_BYTES, LINEAR, PRODUCTS, Op, Shape, Value
+from edgekit.graph import FLOAT_BYTES, LINEAR, PRODUCTS, Graph, Op, Shape, Value
 
 LayerCost = Callable[[Op, Shape, Shape], float]
 """(operation as traced, shape of its first input, shape of its first output) -> its cost. The shapes are those after
@@ -232,7 +232,7 @@ class _Layers:
 
     def __init__(self, forms: _Forms, cost: LayerCost) -> None:
         self.cost = cost
-        self.ops = [op for op in forms.found.graph.ops if op.inputs and op.outputs and not op.is_view]
+        self.ops = working(forms.found.graph)
         ends = [(forms.channels(op.inputs[0]), forms.channels(op.outputs[0])) for op in self.ops]
         self.axes = [tuple(axis for axis, _ in pair) for pair in ends]
         # int64 (operations, 2, 1 + groups): how long the channel axes of input and output are
@@ -267,6 +267,16 @@ class _Layers:
 
     def by_layer(self, kept: np.ndarray) -> dict[str, float]:
         return _summed([op.layer for op in self.ops], self._each(kept))
+
+
+def working(graph: Graph) -> list[Op]:
+    """The operations that make new data from activations."""
+    return [op for op in graph.ops if op.inputs and op.outputs and not op.is_view]
+
+
+def layer_total(graph: Graph, cost: LayerCost) -> float:
+    """A cost of layers, of a network as it was traced."""
+    return sum(cost(op, op.inputs[0].shape, op.outputs[0].shape) for op in working(graph))
 
 
 def _above(cost: np.ndarray | float, saved: np.ndarray, limit: float) -> np.ndarray:

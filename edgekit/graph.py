@@ -107,6 +107,17 @@ class Op:
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """One run of a module: the tensors it was given and gave, and the operations in between, `ops[first:last]`."""
+
+    layer: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    first: int
+    last: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Graph:
     """The operations of one forward pass at batch 1, in order."""
 
@@ -118,6 +129,8 @@ class Graph:
     """Names of the trainable tensors; other `Value.param`s are buffers."""
     holders: frozenset[str] = frozenset()
     """Modules that hold channel counts of their own (see channels.py)."""
+    calls: tuple[Call, ...] = ()
+    """In order of their ends, so that an inner module stands before the one around it."""
 
     @property
     def macs(self) -> int:
@@ -261,7 +274,7 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     params = sum(parameter.numel() for parameter in module.parameters())
     holders = frozenset(name for name, layer in module.named_modules() if hasattr(layer, "keep_channels"))
     learned = frozenset(name for name, _ in twin.named_parameters())
-    return Graph(tuple(recorder.ops), (source,), outputs, params, learned, holders)
+    return Graph(tuple(recorder.ops), (source,), outputs, params, learned, holders, tuple(recorder.calls))
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
@@ -309,18 +322,30 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.ops: list[Op] = []
+        self.calls: list[Call] = []
         self.path: list[str] = [""]
+        self._entered: list[tuple[tuple[Value, ...], int]] = []
         self._values: dict[int, Value] = {}
         self._alive: list[torch.Tensor] = []  # keeps id() of every tensor unique
         self._count = 0
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             self._remember(tensor, param=name)
         for name, layer in module.named_modules():
-            layer.register_forward_pre_hook(lambda _m, _a, name=name: self.path.append(name))
+            layer.register_forward_pre_hook(
+                lambda _m, args, kwargs, name=name: self._enter(name, (args, kwargs)), with_kwargs=True
+            )
             layer.register_forward_hook(self._leave)
 
-    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self.path.pop()  # and return None: what a hook returns replaces the module's output
+    # What a hook returns replaces the module's input or output: both return None.
+
+    def _enter(self, name: str, given: Any) -> None:
+        self.path.append(name)
+        self._entered.append((tuple(self.value(tensor) for tensor in tensors_in(given)), len(self.ops)))
+
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        inputs, first = self._entered.pop()
+        outputs = tuple(self.value(tensor) for tensor in tensors_in(output))
+        self.calls.append(Call(self.path.pop(), inputs, outputs, first, len(self.ops)))
 
     def _remember(self, tensor: torch.Tensor, param: str | None = None) -> Value:
         value = Value(self._count, tuple(tensor.shape), param)

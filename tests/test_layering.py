@@ -14,7 +14,7 @@ LAYERS = [
     {"cards", "targets", "data", "nets"},
     {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"labels"},
-    {"net", "channels", "removal"},
+    {"net", "channels", "removal", "blocks"},
     {"costs"},
     {"context"},
     {"train"},

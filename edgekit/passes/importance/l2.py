@@ -24,5 +24,5 @@ class L2:
     name: Literal["l2"] = "l2"
 
     def scores(self, net: Net, groups: Sequence[Group], _ctx: PassContext) -> list[np.ndarray]:
-        squares = {name: weight.double().square() for name, weight in matrices(net.module).items()}
+        squares = {name: weight.square() for name, weight in matrices(net.module).items()}
         return [relative(np.sqrt(row_sums(group, squares))) for group in groups]

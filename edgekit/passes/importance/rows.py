@@ -32,8 +32,10 @@ def row_sums(group: Group, values: Mapping[str, torch.Tensor]) -> np.ndarray:
     total = np.zeros(group.size)
     for (name, dim), rows in group.slots.items():
         if name in values:
-            sums = values[name].detach().double().transpose(0, dim).flatten(1).sum(1).cpu().numpy()
-            total += sums[rows].sum(1)
+            value = values[name].detach()
+            others = [axis for axis in range(value.ndim) if axis != dim]
+            sums = value.sum(others, dtype=torch.float64) if others else value.double()
+            total += sums.cpu().numpy()[rows].sum(1)
     return total
 
 
