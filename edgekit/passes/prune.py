@@ -157,9 +157,11 @@ class Prune:
 
     def _why(self, layer: str, groups: Sequence[Group], found: Ties) -> str:
         """Why the channels that a layer makes, or else those it reads, do not get fewer."""
-        if f"{layer}.weight" in found.frozen:
+        of_layer = [group for group in found.groups if layer in layers_of(group)]
+        own = [group for group in of_layer if any(axis == (f"{layer}.weight", 0) for axis in group.slots)]
+        if not own and f"{layer}.weight" in found.frozen:
             return found.frozen[f"{layer}.weight"]
-        own = [group for group in found.groups if layer in layers_of(group)]
+        own = own or of_layer
         if any(group in groups for group in own):
             return "at its floor"
         if any(self._excluded(group) for group in own):
