@@ -57,6 +57,16 @@ def edits(module: nn.Module, groups: Sequence[Group], removed: Sequence[Sequence
     ]
 
 
+def fewest(module: nn.Module, group: Group) -> int:
+    """How many rows must stay at least: 1, or 2 where a grouped convolution reads them, since one with a single input
+    a group is a depthwise one, whose channels are tied otherwise."""
+    for name, dim in group.slots:
+        layer = module.get_submodule(name.rpartition(".")[0])
+        if dim == 1 and isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            return 2
+    return 1
+
+
 def layers_of(group: Group) -> list[str]:
     return sorted({name.rpartition(".")[0] for name, _ in group.slots})
 
