@@ -23,6 +23,9 @@ from edgekit.graph import Shape, meta_copy, trace
 from edgekit.labels import Axis
 
 Side = Literal["out", "in"]
+FEWEST = 2
+"""Rows that a group keeps at least. A single channel looks like one that is spread over all: a depthwise convolution
+of one group is an ordinary one, a PReLU of one parameter serves any number of channels, and so on."""
 BROKEN = "removing its channels breaks code that works with fixed numbers"
 
 
@@ -55,16 +58,6 @@ def edits(module: nn.Module, groups: Sequence[Group], removed: Sequence[Sequence
         for (layer, side), lost in gone.items()
         if lost
     ]
-
-
-def fewest(module: nn.Module, group: Group) -> int:
-    """How many rows must stay at least: 1, or 2 where a grouped convolution reads them, since one with a single input
-    a group is a depthwise one, whose channels are tied otherwise."""
-    for name, dim in group.slots:
-        layer = module.get_submodule(name.rpartition(".")[0])
-        if dim == 1 and isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            return 2
-    return 1
 
 
 def layers_of(group: Group) -> list[str]:

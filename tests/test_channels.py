@@ -12,7 +12,7 @@ from edgekit.channels import slots, ties
 from edgekit.graph import trace
 from edgekit.net import Net, Source, build, parse_spec
 from edgekit.nets.layers import PadShortcut, SplitChannels
-from edgekit.removal import BROKEN, edits, fewest, keep_count, layers_of, prunable
+from edgekit.removal import BROKEN, FEWEST, edits, keep_count, layers_of, prunable
 from tests.nets import Tiny, calibrate, ranking
 
 
@@ -25,9 +25,7 @@ def check_removal(module: nn.Module, shape: tuple[int, int, int], share: float =
     """Zero the least important channels of every group, remove them, and compare in float64; returns the groups."""
     module = calibrate(module, shape).double()
     groups = prunable(module, shape).groups
-    removed = [
-        ranking(module, group)[max(keep_count(group.size, share, 1), fewest(module, group)) :] for group in groups
-    ]
+    removed = [ranking(module, group)[max(keep_count(group.size, share, 1), FEWEST) :] for group in groups]
     smaller = Net(Source("zoo", "test"), (), module).edited(*edits(module, groups, removed)).module
     state = dict(module.named_parameters())
     transposed = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.ConvTranspose2d)}

@@ -19,7 +19,7 @@ from edgekit.channels import slots
 from edgekit.costs import CostModel
 from edgekit.graph import trace
 from edgekit.net import Net, Source
-from edgekit.removal import edits, fewest, holds, prunable
+from edgekit.removal import FEWEST, edits, holds, prunable
 from tests.nets import calibrate
 from tests.test_channels import sqnr
 
@@ -133,7 +133,7 @@ def check(draws: list[tuple[int, int, int]], seed: int) -> int:
     generator = np.random.default_rng(seed)
     removed = []
     for group in found.groups:
-        count = generator.integers(0, max(1, group.size - fewest(module, group) + 1))
+        count = generator.integers(0, max(1, group.size - FEWEST + 1))
         removed.append(sorted(generator.choice(group.size, count, replace=False).tolist()))
     smaller = Net(Source("zoo", "test"), (), module).edited(*edits(module, found.groups, removed)).module
     kept = np.array([group.size - len(rows) for group, rows in zip(found.groups, removed)], np.int64)

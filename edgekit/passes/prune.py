@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import PlainValidator
-from torch import nn
 
 from edgekit.channels import Group, Ties
 from edgekit.context import PassContext
@@ -26,7 +25,7 @@ from edgekit.net import Net
 from edgekit.passes.allocation import ALLOCATIONS, Allocation, given_back
 from edgekit.passes.importance import IMPORTANCES, Importance
 from edgekit.passes.importance.l2 import L2
-from edgekit.removal import edits, fewest, holds, keep_count, layers_of, prunable
+from edgekit.removal import FEWEST, edits, holds, keep_count, layers_of, prunable
 from edgekit.schema import chosen
 
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -86,7 +85,7 @@ class Prune:
                     raise BadInput(f"prune: {field} = {pattern!r} matches no layer")
         for name, reason in sorted(found.frozen.items()):
             ctx.log(f"prune: {name} stays, {reason}")
-        groups = [g for g in found.groups if not self._excluded(g) and self._floor(g, net.module) < g.size]
+        groups = [g for g in found.groups if not self._excluded(g) and self._floor(g) < g.size]
         if not groups:
             raise BadInput(
                 f"prune: no channels of this network can be removed in blocks of {self.round_to}"
@@ -104,7 +103,7 @@ class Prune:
                 )
             model.add("latency", ctx.latency_model)
         steps = np.array([self._step(group) for group in groups])
-        floors = np.array([self._floor(group, net.module) for group in groups])
+        floors = np.array([self._floor(group) for group in groups])
         sizes = np.array([group.size for group in groups])
         limits = {str(name): share * model.metrics[name].total(sizes) for name, share in self.budget.items()}
         scores = self.importance.scores(net, groups, ctx)
@@ -120,14 +119,13 @@ class Prune:
         """The fewest rows that hold a multiple of `round_to` channels of the layer that makes them."""
         return self.round_to // math.gcd(self.round_to, group.width)
 
-    def _floor(self, group: Group, module: nn.Module) -> int:
+    def _floor(self, group: Group) -> int:
         """Rows that stay at least: one block, or the largest floor asked for."""
         if isinstance(self.floor, dict):
             share = max((s for glob, s in self.floor.items() if fnmatch.filter(layers_of(group), glob)), default=0.0)
         else:
             share = self.floor
-        least = fewest(module, group) / group.size
-        return keep_count(group.size, max(share, least), self._step(group))
+        return keep_count(group.size, max(share, FEWEST / group.size), self._step(group))
 
     def _check(self, problem: Allocation, kept: np.ndarray, measured: dict[str, int]) -> None:
         """The computed costs are those of the network that was made."""
