@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from edgekit.cards import card, cards
 from edgekit.channels import slots, ties
-from edgekit.graph import trace
+from edgekit.graph import tensors_in, trace
 from edgekit.net import Net, Source, build, parse_spec
 from edgekit.nets.layers import PadShortcut, SplitChannels
 from edgekit.removal import BROKEN, FEWEST, edits, keep_count, layers_of, prunable
@@ -325,3 +325,67 @@ def test_group_names_and_layers():
     found = ties(trace(Tiny(4), (3, 16, 16)))
     stem = next(group for group in found.groups if group.name == "stem.conv")
     assert {"stem.conv", "stem.norm", "expand.conv", "project.conv", "head.conv"} <= set(layers_of(stem))
+
+
+class Heads(nn.Module):
+    """Several outputs, as a list, a tuple or a dictionary."""
+
+    def __init__(self, make: type) -> None:
+        super().__init__()
+        self.make = make
+        self.stem, self.neck = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.boxes, self.classes = nn.Conv2d(6, 4, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> object:
+        x = self.stem(x).relu()
+        outputs = [self.boxes(self.neck(x).relu()), self.classes(x)]
+        return dict(zip(("boxes", "classes"), outputs)) if self.make is dict else self.make(outputs)
+
+
+@pytest.mark.parametrize("make", [list, tuple, dict])
+def test_several_outputs(make):
+    torch.manual_seed(0)
+
+    class Flat(Heads):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([output.flatten(1) for output in tensors_in(super().forward(x))], 1)
+
+    found = prunable(Heads(make), (3, 8, 8))
+    assert {group.name: group.size for group in found.groups} == {"stem": 8, "neck": 6}
+    assert "output" in found.frozen["boxes.weight"] and "output" in found.frozen["classes.weight"]
+    assert check_removal(Flat(make), (3, 8, 8)) == 2
+
+
+class Attention(nn.Module):
+    """Two heads over pixels, by hand or by PyTorch's module; a convolution before, another behind."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.own = own
+        self.stem, self.out, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 2, 1)
+        if own:
+            self.qkv, self.project = nn.Linear(8, 24), nn.Linear(8, 8)
+        else:
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        if self.own:
+            q, k, v = self.qkv(tokens).reshape(b, h * w, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+            weights = (q @ k.transpose(-2, -1) / 2).softmax(-1)
+            tokens = self.project((weights @ v).transpose(1, 2).reshape(b, h * w, c))
+        else:
+            tokens = self.attention(tokens, tokens, tokens)[0]
+        return self.last(self.out(tokens.transpose(1, 2).reshape(b, c, h, w)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["by-hand", "nn.MultiheadAttention"])
+def test_attention_is_left_alone_and_named_and_the_rest_is_cut(own):
+    torch.manual_seed(0)
+    found = prunable(Attention(own).eval(), (3, 4, 4))
+    assert [group.name for group in found.groups] == ["out"]
+    layer = "qkv" if own else "attention"
+    assert any(name.startswith(layer) for name in found.frozen), found.frozen
+    assert check_removal(Attention(own), (3, 4, 4)) == 1
