@@ -22,18 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekit.graph import CREATION, MOVEMENT, POINTWISE, Graph, Op, Value, values_in
+from edgekit.graph import BATCH_NORMS, CREATION, MOVEMENT, POINTWISE, Graph, Op, Value, values_in
 from edgekit.labels import Axis, Labels
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Group:
     """Channels tied in parallel: `slots[axis]` has one row per channel; row i of every axis goes or stays together.
 
-    A row may hold several indices of one axis (a channel that a flatten spread over several linear inputs).
+    Its arrays are int64 (size, n): a row may hold several indices of one axis (a channel that a flatten spread over
+    several linear inputs). Every row has the same n on every axis and in every activation, so what the network costs
+    depends on how many rows stay and not on which.
     """
 
-    slots: dict[Axis, tuple[tuple[int, ...], ...]]
+    slots: dict[Axis, np.ndarray]
 
     @property
     def size(self) -> int:
@@ -42,7 +44,7 @@ class Group:
     @property
     def width(self) -> int:
         """How many channels of the layer that makes them one row holds."""
-        return len(next(iter(self.slots.values()))[0])
+        return next(iter(self.slots.values())).shape[1]
 
     @property
     def name(self) -> str:
@@ -50,17 +52,27 @@ class Group:
         return next(iter(self.slots))[0].rpartition(".")[0]
 
 
-Slots = dict[Axis, list[int]]
-"""The slots of one class: all of them go or stay together."""
+Classes = dict[Axis, np.ndarray]
+"""For each axis the class of each of its slots, int64 (size,); slots of one class go or stay together."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Ties:
-    """The groups whose channels can be removed, for each frozen parameter the reason, and every class of slots."""
+    """What is tied in a traced network.
 
+    Attributes:
+        groups: the channels that can be removed.
+        frozen: for each other parameter the reason.
+        classes: of every slot.
+        values: for each activation, by its index, the class of each element in a shape that broadcasts to the
+            activation's; 0 where an element is of no class.
+    """
+
+    graph: Graph
     groups: tuple[Group, ...]
     frozen: dict[str, str]
-    classes: tuple[Slots, ...]
+    classes: Classes
+    values: dict[int, np.ndarray]
 
 
 def ties(graph: Graph) -> Ties:
@@ -188,9 +200,10 @@ class _Labeller(Labels):
         if op.layer in self.graph.holders:
             fresh = self.axis_slots((f"{op.layer}.channels", 0), before + after)
         else:
-            fresh = np.full(before + after, self.fixed(f"channels are padded by a fixed number ({op.layer or 'top'})"))
+            reason = f"channels are padded by a fixed number ({op.layer or 'top'})"
+            fresh = np.full(before + after, self.fixed(reason))
             if before + after:
-                self.freeze(vector, self.reason[int(fresh[0])])
+                self.freeze(vector, reason)
         padded = np.concatenate([fresh[:before], vector, fresh[before:]])
         self.labels[op.outputs[0].index] = _on_axis(padded, 1, len(x.shape))
         return None
@@ -205,25 +218,44 @@ class _Labeller(Labels):
         return np.broadcast_to(lead[:, 0], (value.shape[axis],))
 
     def _collect(self) -> Ties:
-        classes: dict[int, Slots] = {}
-        for axis, base in self.slot_base.items():
-            for index in range(self.slot_size[axis]):
-                classes.setdefault(self.find(base + index), {}).setdefault(axis, []).append(index)
-        frozen: dict[str, str] = {}
-        parallel: dict[tuple, list[Slots]] = {}
-        for root, slots in classes.items():
-            if root in self.reason:
-                for name, side in slots:
-                    if side == 0 or name not in frozen:  # what a layer makes tells more than what it reads
-                        frozen[name] = self.reason[root]
-            else:
-                parallel.setdefault(tuple((axis, len(indices)) for axis, indices in slots.items()), []).append(slots)
-        groups = [
-            Group({axis: tuple(tuple(row[axis]) for row in rows) for axis in rows[0]})
-            for rows in parallel.values()
-            if len(rows) > 1 and _removable(rows[0])
-        ]
-        return Ties(tuple(groups), frozen, tuple(classes.values()))
+        roots, reasons = self.roots()
+        classes = {axis: roots[base : base + self.slot_size[axis]] for axis, base in self.slot_base.items()}
+        values = {index: roots[labels] for index, labels in self.labels.items()}
+        groups = _groups(classes, [labels.ravel() for labels in values.values()], reasons)
+        return Ties(self.graph, groups, _frozen(classes, reasons), classes, values)
+
+
+def _frozen(classes: Classes, reasons: dict[int, str]) -> dict[str, str]:
+    """For each parameter with a frozen slot the reason: what a layer makes tells more than what it reads."""
+    frozen: dict[str, str] = {}
+    for name, side in sorted(classes, key=lambda axis: axis[1]):
+        for root in np.unique(classes[name, side]).tolist():
+            if root in reasons:
+                frozen.setdefault(name, reasons[root])
+    return frozen
+
+
+def _groups(classes: Classes, values: list[np.ndarray], reasons: dict[int, str]) -> tuple[Group, ...]:
+    """The free classes, those of one form together: as many slots on the same axes and elements of the same values."""
+    axes = list(classes)
+    parts = [*classes.values(), *values]
+    root = np.concatenate(parts)
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    place = np.concatenate([np.arange(len(part)) for part in parts])
+    free = ~np.isin(root, [0, *reasons])
+    order = np.flatnonzero(free)[np.argsort(root[free], kind="stable")]
+    starts = np.flatnonzero(np.diff(root[order], prepend=0))
+    forms: dict[bytes, list[np.ndarray]] = {}
+    for members in np.split(order, starts[1:]) if len(starts) else []:
+        forms.setdefault(owner[members].tobytes(), []).append(members)
+    groups = []
+    for rows in forms.values():
+        members = np.stack(rows)
+        owners = owner[members[0]]
+        slots = {axes[axis]: place[members[:, owners == axis]] for axis in np.unique(owners[owners < len(axes)])}
+        if len(rows) > 1 and _removable(slots):
+            groups.append(Group(slots))
+    return tuple(groups)
 
 
 def _varying(labels: np.ndarray) -> list[int]:
@@ -231,7 +263,7 @@ def _varying(labels: np.ndarray) -> list[int]:
     return [axis for axis, size in enumerate(labels.shape) if size > 1]
 
 
-def _removable(slots: Slots) -> bool:
+def _removable(slots: Classes) -> bool:
     """Only channels that some layer makes and another reads; lone axes (a kernel's, say) are no channels."""
     return any(axis == 0 for _, axis in slots) and any(axis == 1 for _, axis in slots)
 
@@ -356,7 +388,6 @@ def _ignore(_labeller: _Labeller, _op: Op) -> None:
 
 
 Rule = Callable[[_Labeller, Op], None]
-BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 REDUCTIONS = ("mean", "sum", "amax")
 POOLS = (
     "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
@@ -376,4 +407,5 @@ RULES: dict[str, Rule] = {
 
 def slots(group: Group, rows: Sequence[int]) -> dict[Axis, tuple[int, ...]]:
     """The indices of every axis that belong to the channels `rows` of the group."""
-    return {axis: tuple(sorted(i for row in rows for i in indices[row])) for axis, indices in group.slots.items()}
+    wanted = np.asarray(rows, np.int64)
+    return {axis: tuple(np.sort(indices[wanted], axis=None).tolist()) for axis, indices in group.slots.items()}

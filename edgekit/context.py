@@ -66,7 +66,7 @@ class PassContext(TrainingContext):
 
     Attributes:
         base: the network before the first pass, e.g. the teacher of a distillation.
-        cost: params, macs, cio of a network.
+        cost: params, macs, cio, cio_paper, size_bytes and peak_bytes of a network, as traced.
         latency: what a network, and any narrower form of it, takes on this machine; all processes must ask.
         network: the module that a MODEL or bundle names, with its trained weights, e.g. a teacher.
     """

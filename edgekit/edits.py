@@ -32,7 +32,27 @@ class KeepChannels:
         _keep(layer, self.dim, torch.tensor(self.keep))
 
 
-EDITS = {"keep_channels": KeepChannels}
+@dataclasses.dataclass(frozen=True)
+class DropBlock:
+    """Replace the module `layer`, a residual block, by the identity that its shortcut is (see blocks.py).
+
+    Its parameters leave the state dict; the path stays, as an `nn.Identity`.
+    """
+
+    layer: str
+
+    def apply(self, module: nn.Module) -> None:
+        parent, _, name = self.layer.rpartition(".")
+        try:
+            block = module.get_submodule(self.layer)
+        except AttributeError:
+            raise BadInput(f"drop_block: the network has no layer {self.layer!r}") from None
+        if not self.layer or isinstance(block, nn.Identity):
+            raise BadInput(f"drop_block: {self.layer or 'the network itself'!r} is no block that can be dropped")
+        setattr(module.get_submodule(parent), name, nn.Identity())
+
+
+EDITS = {"keep_channels": KeepChannels, "drop_block": DropBlock}
 
 
 def channels(layer: nn.Module, dim: Literal["out", "in"]) -> int:

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgekit.errors import BadInput
 
 Shape = tuple[int, ...]
+FLOAT_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,17 @@ class Op:
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """One run of a module: the tensors it was given and gave, and the operations in between, `ops[first:last]`."""
+
+    layer: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    first: int
+    last: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Graph:
     """The operations of one forward pass at batch 1, in order."""
 
@@ -113,8 +125,12 @@ class Graph:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     params: int
+    learned: frozenset[str] = frozenset()
+    """Names of the trainable tensors; other `Value.param`s are buffers."""
     holders: frozenset[str] = frozenset()
     """Modules that hold channel counts of their own (see channels.py)."""
+    calls: tuple[Call, ...] = ()
+    """In order of their ends, so that an inner module stands before the one around it."""
 
     @property
     def macs(self) -> int:
@@ -126,7 +142,11 @@ class Graph:
 
     @property
     def cio_paper(self) -> int:
-        """CIO by HarDNet's table: convolutions only, a depthwise one that only down-samples counting as pooling.
+        return sum(op.cio for op in self.paper_convs)
+
+    @property
+    def paper_convs(self) -> list[Op]:
+        """What HarDNet's table counts: convolutions only, a depthwise one that only down-samples counting as pooling.
 
         Such a layer has a stride and no activation before the next layer; MobileNet's strided ones have one.
         """
@@ -141,7 +161,7 @@ class Graph:
                 only_samples(after) if after.kind in NORMS else after.kind not in POINTWISE for after in following
             )
 
-        return sum(op.cio for op in self.ops if op.is_conv and not (op.is_strided_depthwise and only_samples(op)))
+        return [op for op in self.ops if op.is_conv and not (op.is_strided_depthwise and only_samples(op))]
 
     @property
     def uncounted(self) -> list[str]:
@@ -149,27 +169,44 @@ class Graph:
         return sorted({f"{op.kind} ({op.layer or 'top'})" for op in self.ops if not op.counted})
 
     @property
-    def peak_elements(self) -> int:
-        """The largest number of activation elements alive at once, operation by operation in this order.
+    def alive(self) -> list[list[Value]]:
+        """The activations in memory at the start and then at each operation, in this order.
 
         A lower bound of what a runtime needs: views share their source's memory, every other result is new.
         """
         root: dict[int, Value] = {}
         for op in self.ops:
+            source = [*op.inputs, *op.params][:1] if op.kind in VIEWS else []
             for value in op.outputs:
-                root[value.index] = root.get(op.inputs[0].index, op.inputs[0]) if op.is_view else value
+                root[value.index] = root.get(source[0].index, source[0]) if source else value
         last = {root.get(v.index, v).index: place for place, op in enumerate(self.ops) for v in op.inputs}
         last.update({root.get(value.index, value).index: len(self.ops) for value in self.outputs})
-        alive = {value.index: value.size for value in self.inputs}
-        peak = sum(alive.values())
+        alive = list(self.inputs)
+        found = [alive]
         for place, op in enumerate(self.ops):
-            alive.update({v.index: v.size for v in op.outputs[:1] if root[v.index] is v and v.index in last})
-            peak = max(peak, sum(alive.values()))
-            alive = {index: size for index, size in alive.items() if last.get(index, -1) > place}
-        return peak
+            alive = alive + [v for v in op.outputs[:1] if root[v.index] is v and v.index in last]
+            found.append(alive)
+            alive = [value for value in alive if last.get(value.index, -1) > place]
+        return found
+
+    @property
+    def peak_elements(self) -> int:
+        """The largest number of activation elements in memory at once."""
+        return max(sum(value.size for value in values) for values in self.alive)
+
+    @property
+    def stored(self) -> list[Value]:
+        """The parameters and buffers that the forward pass reads, each once: what an exported file holds."""
+        return list({value.param: value for op in self.ops for value in op.params}.values())
+
+    def counts(self) -> dict[str, int]:
+        return {"params": self.params, "macs": self.macs, "cio": self.cio, "cio_paper": self.cio_paper}
 
     def cost(self) -> dict[str, int]:
-        return {"params": self.params, "macs": self.macs, "cio": self.cio, "cio_paper": self.cio_paper}
+        """The counts, and in bytes of float32 the weights of the exported file (without the graph's own bytes, which
+        hardly change) and the peak of the activations."""
+        size = FLOAT_BYTES * sum(value.size for value in self.stored)
+        return {**self.counts(), "size_bytes": size, "peak_bytes": FLOAT_BYTES * self.peak_elements}
 
 
 # Reduction length of a matrix product, from its arguments.
@@ -207,6 +244,8 @@ NORMS = frozenset(
     "_native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm _native_batch_norm_legit "
     "native_layer_norm native_group_norm _softmax _log_softmax linalg_vector_norm var_mean var std".split()
 )
+BATCH_NORMS = frozenset("native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training".split())
+SHAPED_AS_INPUT = BATCH_NORMS | frozenset("relu hardtanh hardswish hardsigmoid silu sigmoid gelu".split())
 CREATION = frozenset("arange zeros ones full scalar_tensor zeros_like ones_like full_like empty empty_like".split())
 COMPARISON = frozenset("eq ne lt le gt ge logical_and logical_or logical_not argmax topk".split())
 FREE = POINTWISE | MOVEMENT | POOLING | NORMS | CREATION | COMPARISON
@@ -221,7 +260,7 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     Raises:
         BadInput: the module fails on that input, or its code depends on the values of tensors.
     """
-    twin = copy.deepcopy(module).to("meta").eval()
+    twin = meta_copy(module).eval()
     recorder = _Recorder(twin)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     x = torch.empty((1, *input_shape), device="meta", dtype=dtype)
@@ -234,7 +273,18 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     outputs = tuple(recorder.value(tensor) for tensor in tensors_in(result))
     params = sum(parameter.numel() for parameter in module.parameters())
     holders = frozenset(name for name, layer in module.named_modules() if hasattr(layer, "keep_channels"))
-    return Graph(tuple(recorder.ops), (source,), outputs, params, holders)
+    learned = frozenset(name for name, _ in twin.named_parameters())
+    return Graph(tuple(recorder.ops), (source,), outputs, params, learned, holders, tuple(recorder.calls))
+
+
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers are meta tensors: shapes without data, so no weight is copied on the way."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
 
 
 @contextlib.contextmanager
@@ -244,12 +294,13 @@ def deterministic(wanted: bool) -> Iterator[None]:
     Training wants it. A graph that is traced or exported must not: PyTorch then takes some operations, such as bilinear
     resizing, apart into indexing.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    # The debug mode is the same switch; `use_deterministic_algorithms` would import PyTorch's compiler, for seconds.
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn" if wanted else "default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=True)
+        torch.set_deterministic_debug_mode(before)
 
 
 def _explain(error: Exception, path: list[str], input_shape: Shape) -> str:
@@ -263,21 +314,38 @@ def _explain(error: Exception, path: list[str], input_shape: Shape) -> str:
 class _Recorder(TorchDispatchMode):
     """Records each ATen call with the module path it happened in."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch asks; a yes has it import its compiler at the first operation, for seconds."""
+        return False
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.ops: list[Op] = []
+        self.calls: list[Call] = []
         self.path: list[str] = [""]
+        self._entered: list[tuple[tuple[Value, ...], int]] = []
         self._values: dict[int, Value] = {}
         self._alive: list[torch.Tensor] = []  # keeps id() of every tensor unique
         self._count = 0
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             self._remember(tensor, param=name)
         for name, layer in module.named_modules():
-            layer.register_forward_pre_hook(lambda _m, _a, name=name: self.path.append(name))
+            layer.register_forward_pre_hook(
+                lambda _m, args, kwargs, name=name: self._enter(name, (args, kwargs)), with_kwargs=True
+            )
             layer.register_forward_hook(self._leave)
 
-    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self.path.pop()  # and return None: what a hook returns replaces the module's output
+    # What a hook returns replaces the module's input or output: both return None.
+
+    def _enter(self, name: str, given: Any) -> None:
+        self.path.append(name)
+        self._entered.append((tuple(self.value(tensor) for tensor in tensors_in(given)), len(self.ops)))
+
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        inputs, first = self._entered.pop()
+        outputs = tuple(self.value(tensor) for tensor in tensors_in(output))
+        self.calls.append(Call(self.path.pop(), inputs, outputs, first, len(self.ops)))
 
     def _remember(self, tensor: torch.Tensor, param: str | None = None) -> Value:
         value = Value(self._count, tuple(tensor.shape), param)
@@ -292,11 +360,28 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         seen = _swap(args, self.value), _swap(kwargs, self.value)
-        result = func(*args, **kwargs)
+        kind = func.overloadpacket.__name__
+        result = _shaped(kind, args) if _is_plain(kind, args) else func(*args, **kwargs)
         # An in-place operation returns its argument: from here on that tensor is a new value.
         outputs = tuple(self._remember(tensor) for tensor in tensors_in(result))
-        self.ops.append(Op(self.path[-1], func.overloadpacket.__name__, func, seen[0], seen[1], outputs))
+        self.ops.append(Op(self.path[-1], kind, func, seen[0], seen[1], outputs))
         return result
+
+
+def _is_plain(kind: str, args: tuple) -> bool:
+    """Whether the result's shape is easily told: PyTorch's own way there takes milliseconds, for hundreds of them, and
+    the import of its compiler."""
+    if kind in ("add", "mul"):
+        left, right = args[:2]
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and left.shape == right.shape
+    return kind in SHAPED_AS_INPUT
+
+
+def _shaped(kind: str, args: tuple) -> Any:
+    if kind in BATCH_NORMS:
+        nothing = args[0].new_empty((0,))  # the statistics of a batch, of which there are none in evaluation
+        return torch.empty_like(args[0]), nothing, nothing.clone()
+    return torch.empty_like(args[0])
 
 
 def _swap(item: Any, value: Any) -> Any:

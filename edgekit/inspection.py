@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.cards import card, cards
-from edgekit.graph import Graph, Op, trace
+from edgekit.graph import FLOAT_BYTES, Graph, Op, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.net import build, parse_spec
 from edgekit.onnx_file import read
-
-FLOAT_BYTES = 4
 
 
 def inspect_model(spec: str, input_size: int | None = None) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def inspect_model(spec: str, input_size: int | None = None) -> dict[str, Any]:
     shape = _input_shape(spec.partition("?")[0], input_size)
     graph = trace(build(source, trust=True), shape)
     weight_bytes = FLOAT_BYTES * graph.params
-    total = {**graph.cost(), "weight_bytes": weight_bytes, "peak_bytes": FLOAT_BYTES * graph.peak_elements}
+    total = {**graph.counts(), "weight_bytes": weight_bytes, "peak_bytes": FLOAT_BYTES * graph.peak_elements}
     layers = [_layer(op) for op in graph.ops if op.macs]
     return {
         "schema": "edgekit/inspection/1",

@@ -8,20 +8,24 @@ the removed slots is a group accepted. Groups that fail are found by halving and
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
-from edgekit.channels import Group, Slots, Ties, slots, ties
+from edgekit.channels import Classes, Group, Ties, slots, ties
 from edgekit.edits import KeepChannels, channels
 from edgekit.errors import BadInput
-from edgekit.graph import Shape, trace
+from edgekit.graph import Shape, meta_copy, trace
 from edgekit.labels import Axis
 
 Side = Literal["out", "in"]
+FEWEST = 2
+"""Rows that a group keeps at least. A single channel looks like one that is spread over all: a depthwise convolution
+of one group is an ordinary one, a PReLU of one parameter serves any number of channels, and so on."""
 BROKEN = "removing its channels breaks code that works with fixed numbers"
 
 
@@ -40,7 +44,7 @@ def prunable(module: nn.Module, input_shape: Shape) -> Ties:
             frozen[group.name] = "a parameter outside the layers that can be cut goes with its channels"
         elif group not in proven:
             frozen[group.name] = BROKEN
-    return Ties(tuple(proven), frozen, found.classes)
+    return dataclasses.replace(found, groups=tuple(proven), frozen=frozen)
 
 
 def edits(module: nn.Module, groups: Sequence[Group], removed: Sequence[Sequence[int]]) -> list[KeepChannels]:
@@ -48,7 +52,7 @@ def edits(module: nn.Module, groups: Sequence[Group], removed: Sequence[Sequence
     gone: dict[tuple[str, Side], set[int]] = {}
     for group, rows in zip(groups, removed):
         for axis, indices in slots(group, rows).items():
-            gone.setdefault(_layer_side(module, axis), set()).update(indices)
+            gone.setdefault(layer_side(module, axis), set()).update(indices)
     return [
         KeepChannels(layer, side, tuple(i for i in range(channels(module.get_submodule(layer), side)) if i not in lost))
         for (layer, side), lost in gone.items()
@@ -63,14 +67,14 @@ def layers_of(group: Group) -> list[str]:
 def _editable(module: nn.Module, group: Group) -> bool:
     try:
         for axis in group.slots:
-            layer, side = _layer_side(module, axis)
+            layer, side = layer_side(module, axis)
             channels(module.get_submodule(layer), side)
     except BadInput:
         return False
     return True
 
 
-def _layer_side(module: nn.Module, axis: Axis) -> tuple[str, Side]:
+def layer_side(module: nn.Module, axis: Axis) -> tuple[str, Side]:
     """The layer that a parameter axis belongs to, and which side of the layer it is."""
     name, dim = axis
     layer = name.rpartition(".")[0]
@@ -78,7 +82,7 @@ def _layer_side(module: nn.Module, axis: Axis) -> tuple[str, Side]:
     return layer, "in" if dim == (0 if transposed else 1) else "out"
 
 
-def _proven(module: nn.Module, shape: Shape, groups: list[Group], classes: Sequence[Slots]) -> list[Group]:
+def _proven(module: nn.Module, shape: Shape, groups: list[Group], classes: Classes) -> list[Group]:
     if not groups or _trial(module, shape, groups, classes):
         return groups
     if len(groups) == 1:
@@ -89,7 +93,7 @@ def _proven(module: nn.Module, shape: Shape, groups: list[Group], classes: Seque
     return proven if len(proven) < 2 or _trial(module, shape, proven, classes) else []
 
 
-def _trial(module: nn.Module, shape: Shape, groups: Sequence[Group], classes: Sequence[Slots]) -> bool:
+def _trial(module: nn.Module, shape: Shape, groups: Sequence[Group], classes: Classes) -> bool:
     return holds(module, shape, groups, [[0]] * len(groups), classes)
 
 
@@ -98,10 +102,10 @@ def holds(
     shape: Shape,
     groups: Sequence[Group],
     removed: Sequence[Sequence[int]],
-    classes: Sequence[Slots],
+    classes: Classes,
 ) -> bool:
     """Whether the network without the rows `removed` of each group has the old classes without those slots."""
-    smaller = copy.deepcopy(module).to("meta")
+    smaller = meta_copy(module)
     try:
         for edit in edits(smaller, groups, removed):
             edit.apply(smaller)
@@ -112,25 +116,17 @@ def holds(
     for group, rows in zip(groups, removed):
         for axis, indices in slots(group, rows).items():
             lost.setdefault(axis, set()).update(indices)
-    return _partition(_without(classes, lost)) == _partition(found)
+    left = {axis: np.delete(found, list(lost.get(axis, ()))) for axis, found in classes.items()}
+    return _same_partition(left, found)
 
 
-def _without(classes: Sequence[Slots], lost: dict[Axis, set[int]]) -> list[Slots]:
-    """The classes without the lost slots, the others renumbered as they stand afterwards."""
-    places: dict[Axis, dict[int, int]] = {}
-    for axis, gone in lost.items():
-        size = 1 + max(max(found[axis]) for found in classes if axis in found)
-        places[axis] = {index: place for place, index in enumerate(i for i in range(size) if i not in gone)}
-
-    def kept(axis: Axis, indices: list[int]) -> list[int]:
-        return [places[axis][i] for i in indices if i in places[axis]] if axis in places else indices
-
-    smaller = ({axis: kept(axis, indices) for axis, indices in found.items()} for found in classes)
-    return [left for found in smaller if (left := {axis: indices for axis, indices in found.items() if indices})]
-
-
-def _partition(classes: Sequence[Slots]) -> set[frozenset[tuple[Axis, int]]]:
-    return {frozenset((axis, index) for axis, indices in found.items() for index in indices) for found in classes}
+def _same_partition(left: Classes, right: Classes) -> bool:
+    """Whether both put the same slots together; the numbers of the classes do not matter."""
+    if {axis: len(found) for axis, found in left.items()} != {axis: len(found) for axis, found in right.items()}:
+        return False
+    pairs = np.stack([np.concatenate([classes[axis] for axis in left]) for classes in (left, right)])
+    both = np.unique(pairs, axis=1).shape[1]
+    return both == len(np.unique(pairs[0])) == len(np.unique(pairs[1]))
 
 
 def keep_count(size: int, share: float, round_to: int) -> int:

@@ -231,7 +231,7 @@ def _stage(job: Job, net: Net, stage: str, path: Path, index: int) -> dict[str, 
     record = job.work / f"row-{index:02}.json"
     if not (record.is_file() and path.is_file()):
         write_bytes(path, serialise(_exported(job, net, job.targets[0])))
-        cost = trace(net.module, job.recipe.input.shape).cost()
+        cost = trace(net.module, job.recipe.input.shape).counts()
         metrics = job.score(torch_predict(net.module)).metrics
         row = _row(job, stage, path, job.targets[0], "fp32", cost, metrics)
         write_json(record, {"schema": "edgekit/row/1", "row": row})

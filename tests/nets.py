@@ -1,9 +1,12 @@
 """Small networks for the tests."""
 
+import numpy as np
 import torch
 from torch import nn
 
+from edgekit.channels import Group
 from edgekit.nets.layers import Classifier, ConvNorm
+from edgekit.passes.importance.rows import matrices, row_sums
 
 
 class Tiny(nn.Module):
@@ -67,3 +70,9 @@ def _scaled_to(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def tiny_segment(classes: int = 3) -> nn.Module:
     torch.manual_seed(0)
     return calibrate(TinySegment(classes), (3, 64, 64))
+
+
+def ranking(module: nn.Module, group: Group) -> list[int]:
+    """The group's rows from the most to the least important by L2 magnitude."""
+    squares = {name: weight.square() for name, weight in matrices(module).items()}
+    return np.argsort(-row_sums(group, squares), kind="stable").tolist()

@@ -9,12 +9,11 @@ from torch.nn import functional as F
 
 from edgekit.cards import card, cards
 from edgekit.channels import slots, ties
-from edgekit.graph import trace
+from edgekit.graph import tensors_in, trace
 from edgekit.net import Net, Source, build, parse_spec
 from edgekit.nets.layers import PadShortcut, SplitChannels
-from edgekit.passes.prune import ranking
-from edgekit.removal import BROKEN, edits, keep_count, layers_of, prunable
-from tests.nets import Tiny, calibrate
+from edgekit.removal import BROKEN, FEWEST, edits, keep_count, layers_of, prunable
+from tests.nets import Tiny, calibrate, ranking
 
 
 def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
@@ -26,7 +25,7 @@ def check_removal(module: nn.Module, shape: tuple[int, int, int], share: float =
     """Zero the least important channels of every group, remove them, and compare in float64; returns the groups."""
     module = calibrate(module, shape).double()
     groups = prunable(module, shape).groups
-    removed = [ranking(module, group)[keep_count(group.size, share, 1) :] for group in groups]
+    removed = [ranking(module, group)[max(keep_count(group.size, share, 1), FEWEST) :] for group in groups]
     smaller = Net(Source("zoo", "test"), (), module).edited(*edits(module, groups, removed)).module
     state = dict(module.named_parameters())
     transposed = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.ConvTranspose2d)}
@@ -206,7 +205,11 @@ def test_code_with_fixed_numbers_keeps_its_channels(module):
 
 def test_a_removal_that_would_answer_wrongly_is_not_offered():
     found = prunable(Swapped(), (3, 8, 8))
-    assert not found.groups and found.frozen["stem"] == BROKEN
+    (group,) = found.groups
+    assert group.slots["stem.weight", 0].ravel().tolist() == [4, 5, 6, 7], "only behind the fixed place can any go"
+    assert found.frozen["stem"] == BROKEN
+    torch.manual_seed(0)
+    assert check_removal(Swapped(), (3, 8, 8)) == 1
 
 
 class Normed(nn.Module):
@@ -322,3 +325,67 @@ def test_group_names_and_layers():
     found = ties(trace(Tiny(4), (3, 16, 16)))
     stem = next(group for group in found.groups if group.name == "stem.conv")
     assert {"stem.conv", "stem.norm", "expand.conv", "project.conv", "head.conv"} <= set(layers_of(stem))
+
+
+class Heads(nn.Module):
+    """Several outputs, as a list, a tuple or a dictionary."""
+
+    def __init__(self, make: type) -> None:
+        super().__init__()
+        self.make = make
+        self.stem, self.neck = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.boxes, self.classes = nn.Conv2d(6, 4, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> object:
+        x = self.stem(x).relu()
+        outputs = [self.boxes(self.neck(x).relu()), self.classes(x)]
+        return dict(zip(("boxes", "classes"), outputs)) if self.make is dict else self.make(outputs)
+
+
+@pytest.mark.parametrize("make", [list, tuple, dict])
+def test_several_outputs(make):
+    torch.manual_seed(0)
+
+    class Flat(Heads):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([output.flatten(1) for output in tensors_in(super().forward(x))], 1)
+
+    found = prunable(Heads(make), (3, 8, 8))
+    assert {group.name: group.size for group in found.groups} == {"stem": 8, "neck": 6}
+    assert "output" in found.frozen["boxes.weight"] and "output" in found.frozen["classes.weight"]
+    assert check_removal(Flat(make), (3, 8, 8)) == 2
+
+
+class Attention(nn.Module):
+    """Two heads over pixels, by hand or by PyTorch's module; a convolution before, another behind."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.own = own
+        self.stem, self.out, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 2, 1)
+        if own:
+            self.qkv, self.project = nn.Linear(8, 24), nn.Linear(8, 8)
+        else:
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        if self.own:
+            q, k, v = self.qkv(tokens).reshape(b, h * w, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+            weights = (q @ k.transpose(-2, -1) / 2).softmax(-1)
+            tokens = self.project((weights @ v).transpose(1, 2).reshape(b, h * w, c))
+        else:
+            tokens = self.attention(tokens, tokens, tokens)[0]
+        return self.last(self.out(tokens.transpose(1, 2).reshape(b, c, h, w)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["by-hand", "nn.MultiheadAttention"])
+def test_attention_is_left_alone_and_named_and_the_rest_is_cut(own):
+    torch.manual_seed(0)
+    found = prunable(Attention(own).eval(), (3, 4, 4))
+    assert [group.name for group in found.groups] == ["out"]
+    layer = "qkv" if own else "attention"
+    assert any(name.startswith(layer) for name in found.frozen), found.frozen
+    assert check_removal(Attention(own), (3, 4, 4)) == 1

@@ -21,10 +21,10 @@ from edgekit.net import Net, Source, build, edits_from_json, edits_to_json
 from edgekit.onnx_file import read
 from edgekit.onnx_torch import graph_to_json, module_from_graph, to_module
 from edgekit.parity import sqnr_db
-from edgekit.passes.prune import ranking
 from edgekit.removal import edits, keep_count, prunable
 from edgekit.rewrites.fold import for_torch
 from edgekit.targets import target
+from tests.nets import ranking
 from tests.onnx_models import array, check, graph, ints, one, reference, scalar
 from tests.test_channels import check_removal
 

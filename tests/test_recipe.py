@@ -1,5 +1,7 @@
 """Recipes: what is allowed, and how a mistake is explained before any work starts."""
 
+from pathlib import Path
+
 import pytest
 
 from edgekit import recipe
@@ -101,3 +103,11 @@ def test_unknown_recipe_lists_the_known_ones():
 def test_a_missing_file_is_named():
     with pytest.raises(BadInput, match=r"nowhere.toml: no such file"):
         recipe.load("nowhere.toml")
+
+
+def test_the_readmes_pruning_passes_are_understood(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    block = readme.partition("### Pruning")[2].partition("```toml\n")[2].partition("```")[0]
+    found = load(tmp_path, "[input]\nsize = 32\n" + block)
+    assert [step.name for step in found.passes] == ["prune", "depth"]
+    assert found.passes[0].run.importance.batches == 4 and found.passes[0].run.floor == {"blocks.1*": 0.5}

@@ -19,12 +19,13 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.errors import BadInput, unknown
+from edgekit.graph import LINEAR, Op, Shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,6 +88,22 @@ class LatencyModel:
         if missing := self.layers.keys() - channels.keys():
             raise BadInput(f"latency table: layer {min(missing)!r} is gone; the table is of another network")
         return self.constant_ms + sum(cost(*channels[name]) for name, cost in self.layers.items())
+
+    def layer_cost(self) -> Callable[[Op, Shape, Shape], float]:
+        """Milliseconds of an operation of given shapes of input and output, as `edgekit.costs` asks for them.
+
+        Other operations are in the times of the layers around them. What no layer decides is charged to the first.
+        """
+        first = next(iter(self.layers))
+
+        def cost(op: Op, before: Shape, after: Shape) -> float:
+            if op.layer not in self.layers or not (op.is_conv or op.kind in LINEAR):
+                return 0.0
+            axis = 1 if op.is_conv else -1
+            constant = self.constant_ms if op.layer == first else 0.0
+            return self.cost(op.layer, before[axis], after[axis]) + constant
+
+        return cost
 
     def latency_ms(self, module: nn.Module) -> float:
         """`predict` for a module of the measured network, pruned or not."""

@@ -1,9 +1,10 @@
 """torch-side passes, one idea a file. A pass is a frozen dataclass whose fields are its recipe parameters, callable as
 `(net, ctx) -> net`; it may not touch its input."""
 
+from edgekit.passes.depth import Depth
 from edgekit.passes.distil import Distil
 from edgekit.passes.finetune import Finetune
 from edgekit.passes.prune import Prune
 from edgekit.passes.reestimate import Reestimate
 
-PASSES = {"prune": Prune, "distil": Distil, "finetune": Finetune, "reestimate": Reestimate}
+PASSES = {"prune": Prune, "depth": Depth, "distil": Distil, "finetune": Finetune, "reestimate": Reestimate}
