@@ -59,7 +59,6 @@ __all__ = [
     "check_task",
     "decode",
     "fitted",
-    "in_order",
     "load",
     "no_progress",
     "role_of",

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BeforeValidator
 
 from edgekit.errors import BadInput
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Task = Literal["classify", "segment", "detect"]
 
@@ -97,9 +94,7 @@ class Input:
         Raises:
             BadInput: no such picture, or it has another size and `resize` is "none".
         """
-        from PIL import Image
-
-        pixels = Image.fromarray(_with_channels(_checked(image), gray=self.channels == "gray"))
+        pixels = _with_channels(_checked(image), gray=self.channels == "gray")
         array = self._seen(pixels, view, self.interpolation, fill=0)  # (H, W) or (H, W, 3)
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)  # (C, H, W)
         return np.ascontiguousarray(array[::-1] if self.channels == "bgr" else array)
@@ -112,20 +107,19 @@ class Input:
         Raises:
             BadInput: no such mask, or as `resized`.
         """
-        from PIL import Image
-
         mask = np.asarray(mask)
         if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:
             raise BadInput(f"a mask must be uint8 (H, W); got {mask.dtype} {mask.shape}")
-        return np.ascontiguousarray(self._seen(Image.fromarray(np.ascontiguousarray(mask)), view, "nearest", IGNORE))
+        return np.ascontiguousarray(self._seen(mask, view, "nearest", IGNORE))
 
-    def _seen(self, pixels: Image.Image, view: View | None, interpolation: str, fill: int) -> np.ndarray:
-        """The picture, or the box of it that `view` looks at, in this input's geometry."""
+    def _seen(self, pixels: np.ndarray, view: View | None, interpolation: str, fill: int) -> np.ndarray:
+        """The picture (H, W[, 3]), or the box of it that `view` looks at, in this input's geometry."""
+        place = self._placement(*pixels.shape[:2])
         if view is None:
-            return _placed(pixels, self._placement(pixels.height, pixels.width), self.shape[1:], interpolation, fill)
-        place = self._placement(pixels.height, pixels.width)
+            return _placed(pixels, place, self.shape[1:], interpolation, fill)
         if view.box is not None:
-            pixels, place = pixels.crop(view.box), _squash(0, 0, self)
+            left, top, right, bottom = view.box
+            pixels, place = pixels[top:bottom, left:right], _squash(0, 0, self)
         down, right = (round(share * side) for share, side in zip(view.shift, self.shape[1:]))
         place = place._replace(top=place.top + down, left=place.left + right)
         array = _placed(pixels, place, self.shape[1:], interpolation, fill)
@@ -270,16 +264,22 @@ class _Placement(NamedTuple):
     left: int
 
 
-def _placed(image: Image.Image, place: _Placement, size: tuple[int, int], interpolation: str, fill: int) -> np.ndarray:
-    """The picture at its place on a canvas of `size` (H, W) filled with `fill`."""
+def _placed(image: np.ndarray, place: _Placement, size: tuple[int, int], interpolation: str, fill: int) -> np.ndarray:
+    """The picture (H, W[, 3]) at its place on a canvas of `size` (H, W) filled with `fill`."""
     from PIL import Image
 
-    scaled = image.resize((place.width, place.height), Image.Resampling[interpolation.upper()])
-    if place != (*size, 0, 0):
-        canvas = Image.new(image.mode, size[::-1], fill)
-        canvas.paste(scaled, (place.left, place.top))
-        scaled = canvas
-    return np.asarray(scaled)
+    if image.shape[:2] != (place.height, place.width):
+        scaler = Image.Resampling[interpolation.upper()]
+        pixels = Image.fromarray(np.ascontiguousarray(image))
+        image = np.asarray(pixels.resize((place.width, place.height), scaler))
+    if place == (*size, 0, 0):
+        return image
+    canvas = np.full((*size, *image.shape[2:]), fill, np.uint8)
+    rows, columns = (max(0, -start) for start in (place.top, place.left))  # of the picture that lie outside
+    part = image[rows : size[0] - place.top, columns : size[1] - place.left]
+    top, left = max(0, place.top), max(0, place.left)
+    canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return canvas
 
 
 def _squash(_height: int, _width: int, input: Input) -> _Placement:

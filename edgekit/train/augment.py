@@ -1,7 +1,7 @@
 """Random views of the training pictures.
 
 Where a picture is looked at (crop, shift, flip) is drawn for each picture from (seed, epoch, number) and carried out by
-Pillow in the picture's own resolution, mask and all: the same view whatever the number of threads or processes. Colour,
+Pillow in the picture's own resolution, mask and all: the same view whatever the number of processes. Colour,
 RandAugment and erasing run on whole batches by kornia, which, unlike torchvision, works beside a CPU build of PyTorch.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -53,11 +54,11 @@ class Augment:
     def photometric(self) -> bool:
         return bool(self.jitter or self.randaugment or self.erase)
 
-    def view(self, rng: np.random.Generator, height: int, width: int) -> View:
+    def view(self, rng: random.Random, height: int, width: int) -> View:
         """A look at a picture of `height` × `width`."""
         box = _box(rng, height, width, self.area) if self.area < 1 else None
-        down, right = rng.uniform(-self.shift, self.shift, 2)
-        return View(box, (down, right), bool(self.flip and rng.random() < 0.5))
+        shift = rng.uniform(-self.shift, self.shift), rng.uniform(-self.shift, self.shift)
+        return View(box, shift, self.flip and rng.random() < 0.5)
 
     def on_batches(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """What runs on float (B, C, H, W) in 0 to 1.
@@ -83,14 +84,14 @@ class Augment:
         return kornia.AugmentationSequential(*steps, data_keys=["input"])
 
 
-def _box(rng: np.random.Generator, height: int, width: int, area: float) -> tuple[int, int, int, int]:
+def _box(rng: random.Random, height: int, width: int, area: float) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of a box inside the picture; the whole picture where ten draws do not fit."""
     for _ in range(10):
         wanted = rng.uniform(area, 1) * height * width
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(wanted * ratio)), round(math.sqrt(wanted / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            left, top = rng.randrange(width - w + 1), rng.randrange(height - h + 1)
             return left, top, left + w, top + h
     return 0, 0, width, height
 

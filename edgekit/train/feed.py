@@ -1,7 +1,7 @@
-"""The training pictures on their way to the network: order, decoding in threads or processes, views, batches.
+"""The training pictures on their way to the network: order, decoding here or in processes, views, batches.
 
 The order of an epoch comes from (seed, epoch), the view of a picture from (seed, epoch, number) and the mixing of a
-batch from (seed, step): none depends on threads, on processes or on where a run was interrupted. Of N processes, number
+batch from (seed, step): none depends on processes or on where a run was interrupted. Of N processes, number
 r takes every N-th picture of each batch from the r-th on. Only what runs on whole batches (kornia's augmentation, the
 partner in mixing) is drawn within a process's share.
 """
@@ -9,15 +9,15 @@ partner in mixing) is drawn within a process's share.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import multiprocessing
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from edgekit.data import Input, Output, Samples, check_masks, fitted, in_order
+from edgekit.data import Input, Output, Samples, check_masks, fitted
 from edgekit.errors import BadInput, TrainingStopped
 from edgekit.parallel import World
 from edgekit.train.augment import mixed
@@ -85,12 +85,11 @@ class Feed:
                 yield [Key(epoch, index) for index in share]
 
     def _pictures(self, start: int) -> Iterator[list[Picture]]:
-        share = self.settings.batch // self.world.size
         if self.settings.workers:
             batches: Iterator[list[Picture | str | None]] = iter(self._loader(start))
         else:
-            keys = (key for batch in self.plan(start) for key in batch)
-            batches = _chunks(in_order(self.picture, keys, ahead=2 * self.settings.batch), share)
+            # Not in threads: beside training they only contend for the interpreter, and the processor is busy anyway.
+            batches = ([self.picture(key) for key in batch] for batch in self.plan(start))
         while True:
             try:
                 batch = next(batches)
@@ -133,7 +132,7 @@ class Feed:
             truth = None if sample.truth is None else sample.truth.read()
         except BadInput as error:
             return None if self.samples.on_error == "skip" else str(error)
-        rng = np.random.default_rng([self.seed, key.epoch, key.number])
+        rng = random.Random((self.seed << 64) + (key.epoch << 32) + key.number)
         try:
             view = self.settings.augment.view(rng, *image.shape[:2])
             return Picture(key.number, *fitted(sample, image, truth, self.input, view))
@@ -184,8 +183,3 @@ class _Decoded(torch.utils.data.Dataset):
 
     def __getitem__(self, key: Key) -> Picture | str | None:
         return self.picture(key)
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk

@@ -33,7 +33,7 @@ class Training:
         mixup, cutmix: α of each way of mixing pictures; 0 is off.
         freeze_norm: batch norms keep their statistics, as at inference.
         amp: bfloat16 where a GPU is.
-        workers: processes that decode and crop; 0 decodes in threads of this one.
+        workers: processes that decode and crop beside the training; 0 does so between the steps.
         score: the task's metrics on the calibration pictures after every so many epochs; 0 never.
         save_s: seconds between the states that a killed run goes on from; one is kept after each epoch, too.
     """
