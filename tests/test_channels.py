@@ -33,7 +33,7 @@ def check_removal(module: nn.Module, shape: tuple[int, int, int], share: float =
         for (name, dim), indices in slots(group, rows).items():
             makes = 1 if name in transposed else 0
             if name in state and (dim == makes or state[name].ndim == 1):
-                state[name].data.index_fill_(dim, torch.tensor(indices), 0)
+                state[name].data.index_fill_(dim, torch.tensor(indices, dtype=torch.int64), 0)
     x = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected, found = module(x), smaller(x)

@@ -122,8 +122,12 @@ class Int8:
 
     def fitted(self, model: onnx.ModelProto, ctx: RewriteContext) -> Fitted:
         """Everything that the file is written from. Raises as `__call__`."""
+        import onnx
+
         if any(node.op_type in QUANTISED for node in model.graph.node):
             raise BadInput("int8: the graph is quantised already; give the float file")
+        if any(init.data_type == onnx.TensorProto.FLOAT16 for init in model.graph.initializer):
+            raise BadInput("int8: the graph has float16 weights; give the float32 file")
         wanted, model = scheme(ctx.target.name), prepared(model)
         kept = _matching(self.in_float, Graph(model))
         planned = plan(Graph(model), wanted, kept)
