@@ -18,7 +18,8 @@ from edgekit import data as datasets
 from edgekit.context import Track, no_progress
 from edgekit.errors import BadInput
 from edgekit.onnx_file import read, read_io
-from edgekit.parity import CEILING_DB, sqnr_db
+from edgekit.parity import CEILING_DB, decibels, sqnr_db
+from edgekit.quant.calibrate import batch_size
 from edgekit.quant.session import open_session, with_outputs
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ class Difference:
 
     @property
     def sqnr_db(self) -> float:
-        if self.noise == 0 or self.signal == 0:
-            return CEILING_DB if self.noise == 0 else -CEILING_DB
-        return min(CEILING_DB, float(10 * np.log10(self.signal / self.noise)))
+        return decibels(self.signal, self.noise)
 
 
 def bisect(
@@ -84,7 +83,7 @@ def bisect(
     data = datasets.load(specs, labels=output.labels)
     role = data.role("calibrate" if "calibrate" in data.roles else "test").subset(images, 0)
     found = {name: Difference() for name in shared}
-    batches = track(role.batches(input, _batch(models[1])), "comparing", len(role))
+    batches = track(role.batches(input, batch_size(models[1])), "comparing", len(role))
     observed = _Observed(models[0], taps[0], shared), _Observed(models[1], taps[1], shared)
     for batch, _, _ in batches:
         for (name, wanted), (_, got) in zip(observed[0].values(batch), observed[1].values(batch)):
@@ -100,10 +99,6 @@ def bisect(
         "rows": rows,
         "diverging": [row["layer"] for row in rows if row["fall_db"] >= FALL_DB],
     }
-
-
-def _batch(model: onnx.ModelProto) -> int:
-    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
 
 
 def _taps(model: onnx.ModelProto) -> dict[str, Tap]:
@@ -137,26 +132,25 @@ class _Observed:
         self.input = model.graph.input[0].name
         self.model, self.last = model, model.graph.output[0].name
         self.plain = open_session(model)
-        self.parts: list[tuple[list[str], Any]] = []
+        self.parts: list[tuple[list[str], list[str], Any]] = []
         self.as_deployed = True
 
     def values(self, batch: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Each shared tensor with its value on a batch, as float64."""
         answer = self.plain.run([self.last], {self.input: batch})[0]
-        for names, session in self.parts or self._split(batch):
-            wanted = list(dict.fromkeys([*(self.taps[name].output for name in names), self.last]))
+        for names, wanted, session in self.parts or self._split(batch):
             found = dict(zip(wanted, session.run(wanted, {self.input: batch})))
             self.as_deployed &= sqnr_db(answer, found[self.last]) > SAME_DB
             for name in names:
                 yield name, self.taps[name].value(found[self.taps[name].output])
 
-    def _split(self, batch: np.ndarray) -> list[tuple[list[str], Any]]:
-        """Sessions for so many tensors each as fit AT_ONCE_BYTES."""
+    def _split(self, batch: np.ndarray) -> list[tuple[list[str], list[str], Any]]:
+        """For so many tensors each as fit AT_ONCE_BYTES: their names, the outputs to ask for, and a session."""
         per_part = max(1, AT_ONCE_BYTES // max(1, batch.nbytes * 16))
         for start in range(0, len(self.names), per_part):
             names = self.names[start : start + per_part]
             wanted = list(dict.fromkeys([*(self.taps[name].output for name in names), self.last]))
-            self.parts.append((names, open_session(with_outputs(self.model, wanted))))
+            self.parts.append((names, wanted, open_session(with_outputs(self.model, wanted))))
         return self.parts
 
 

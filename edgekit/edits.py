@@ -95,9 +95,9 @@ def _keep(layer: nn.Module, dim: Literal["out", "in"], keep: torch.Tensor) -> No
     if isinstance(layer, nn.Conv2d):
         _keep_conv(layer, dim, keep)
     elif isinstance(layer, nn.ConvTranspose2d):
-        _keep_transposed(layer, dim, keep)
+        _keep_side(layer, dim, keep, 1 if dim == "out" else 0, "channels")
     elif isinstance(layer, nn.Linear):
-        _keep_linear(layer, dim, keep)
+        _keep_side(layer, dim, keep, 0 if dim == "out" else 1, "features")
     elif hasattr(layer, "keep_channels"):
         layer.keep_channels(dim, keep.tolist())  # type: ignore[operator]
     else:
@@ -123,22 +123,12 @@ def _keep_conv(layer: nn.Conv2d, dim: Literal["out", "in"], keep: torch.Tensor) 
     layer.out_channels = len(keep)
 
 
-def _keep_transposed(layer: nn.ConvTranspose2d, dim: Literal["out", "in"], keep: torch.Tensor) -> None:
-    _select(layer, "weight", keep, 1 if dim == "out" else 0)
+def _keep_side(layer: nn.Module, dim: Literal["out", "in"], keep: torch.Tensor, axis: int, unit: str) -> None:
+    """A layer whose weight has one axis for each side, and which counts them as `in_<unit>` and `out_<unit>`."""
+    _select(layer, "weight", keep, axis)
     if dim == "out":
         _select(layer, "bias", keep, 0)
-        layer.out_channels = len(keep)
-    else:
-        layer.in_channels = len(keep)
-
-
-def _keep_linear(layer: nn.Linear, dim: Literal["out", "in"], keep: torch.Tensor) -> None:
-    _select(layer, "weight", keep, 0 if dim == "out" else 1)
-    if dim == "out":
-        _select(layer, "bias", keep, 0)
-        layer.out_features = len(keep)
-    else:
-        layer.in_features = len(keep)
+    setattr(layer, f"{dim}_{unit}", len(keep))
 
 
 def _keep_per_channel(layer: nn.Module, keep: torch.Tensor) -> None:

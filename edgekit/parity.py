@@ -19,7 +19,11 @@ def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
     if not (np.isfinite(reference).all() and np.isfinite(other).all()):
         raise ParityError("an output holds values that are not finite")
     signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = float(np.square(reference.astype(np.float64) - other).sum())
+    return decibels(signal, float(np.square(reference.astype(np.float64) - other).sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """The ratio of two sums of squares in dB, within ±CEILING_DB where one of them is 0."""
     if noise == 0 or signal == 0:
         return CEILING_DB if noise == 0 else -CEILING_DB
     return min(CEILING_DB, float(10 * np.log10(signal / noise)))

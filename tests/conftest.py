@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny; before t
 import numpy as np
 import pytest
 
-RECIPE = """
+IO = """
 [input]
 size = 16
 mean = [0.5]
@@ -16,10 +16,11 @@ std = [0.5]
 
 [output]
 classes = 4
-
+"""
+RECIPE = f"""{IO}
 [[pass]]
 name = "prune"
-budget = { macs = 0.7 }
+budget = {{ macs = 0.7 }}
 
 [[pass]]
 name = "distil"
@@ -35,8 +36,8 @@ name = "int8"
 images = 8
 
 [gates]
-size_bytes = { max_ratio = 5.0 }
-top1 = { max_drop = 100.0 }
+size_bytes = {{ max_ratio = 5.0 }}
+top1 = {{ max_drop = 100.0 }}
 """
 
 
@@ -64,6 +65,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(workspace: Path) -> str:
     return f"npz:{workspace / 'data.npz'}"
+
+
+@pytest.fixture(scope="session")
+def images(data: str):
+    """The pictures of `data`, by role."""
+    from edgekit import data as datasets
+
+    return datasets.load([data])
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,17 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.engines import engine
+from edgekit.export import serialise
 from edgekit.onnx_torch import graph_to_json, module_from_graph, to_module
 from edgekit.parity import sqnr_db
 
 RNG = np.random.default_rng(0)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray, **options) -> np.ndarray:
+    """What ONNX Runtime answers."""
+    return engine("onnxruntime").load(serialise(model), **options).run(x)
 
 
 def array(*shape: int) -> np.ndarray:

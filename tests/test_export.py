@@ -19,6 +19,7 @@ from edgekit.rewrites import Fold, Int8
 from edgekit.rewrites.int8 import count_quantised
 from edgekit.targets import target
 from tests.nets import tiny
+from tests.onnx_models import run
 
 INPUT, OUTPUT = Input(size=16, mean=(0.5,), std=(0.5,)), Output(classes=4)
 
@@ -40,10 +41,6 @@ def exported(module) -> Exported:
 @pytest.fixture(scope="module")
 def folded(exported) -> onnx.ModelProto:
     return Fold()(exported.model, context())
-
-
-def run(model: onnx.ModelProto, x: np.ndarray, **options) -> np.ndarray:
-    return engine("onnxruntime").load(serialise(model), **options).run(x)
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import data as datasets
 from edgekit.context import RewriteContext
 from edgekit.data import Input, Output
-from edgekit.engines import engine
 from edgekit.engines.tensorrt import TENSORRT
 from edgekit.errors import BadInput, NothingChanged
 from edgekit.export import export, serialise
@@ -19,21 +17,13 @@ from edgekit.rewrites import Fold, Fp16, Int8
 from edgekit.rewrites.fp16 import LARGEST
 from edgekit.targets import target
 from tests.nets import tiny, tiny_segment
+from tests.onnx_models import run
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
 def context(data=None, log=lambda _line: None, size: int = 16) -> RewriteContext:
     return RewriteContext(target("onnxruntime"), Input(size=size), Output(classes=4), data, 0, log)
-
-
-def run(model: onnx.ModelProto, x: np.ndarray, **options) -> np.ndarray:
-    return engine("onnxruntime").load(serialise(model), **options).run(x)
-
-
-@pytest.fixture(scope="module")
-def images(data) -> datasets.Data:
-    return datasets.load([data])
 
 
 @pytest.fixture(scope="module")

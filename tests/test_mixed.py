@@ -13,7 +13,8 @@ from edgekit.parity import sqnr_db
 from edgekit.quant.targets import scheme, violations
 from edgekit.rewrites import Int8
 from edgekit.rewrites.int8 import count_quantised
-from tests.test_quant import batch, context, folded, images, run  # noqa: F401  # fixtures
+from tests.onnx_models import run
+from tests.test_quant import batch, context, folded  # noqa: F401  # fixtures
 
 SETTINGS = {"images": 16, "fit_images": 16, "reconstruct": "none", "bias_correction": False}
 
@@ -31,14 +32,14 @@ def hard(folded):  # noqa: F811
     return copy
 
 
-def fitted(model, images, **settings):  # noqa: F811
+def fitted(model, images, **settings):
     """The file and its record."""
     kept = {}
     ctx = dataclasses.replace(context(images), keep=lambda name, document: kept.update({name: document}))
     return Int8(**SETTINGS, **settings)(model, ctx), kept["quant.onnxruntime.json"]
 
 
-def test_a_gain_is_that_of_the_file_with_the_layer_in_float(hard, images):  # noqa: F811
+def test_a_gain_is_that_of_the_file_with_the_layer_in_float(hard, images):
     plain, document = fitted(hard, images, least_db=1.0)
     gains = document["gain_db"]
     assert len(gains) == count_quantised(plain) and list(gains.values()) == sorted(gains.values(), reverse=True)
@@ -50,7 +51,7 @@ def test_a_gain_is_that_of_the_file_with_the_layer_in_float(hard, images):  # no
         assert sqnr_db(exact, run(without, pictures)) - whole == pytest.approx(gains[layer], abs=0.01)
 
 
-def test_the_fewest_layers_that_reach_the_fidelity_stay_in_float(hard, images):  # noqa: F811
+def test_the_fewest_layers_that_reach_the_fidelity_stay_in_float(hard, images):
     plain, document = fitted(hard, images, least_db=1.0)
     pictures = np.concatenate(list(context(images).calibration(16)))
     exact = run(hard, pictures)
@@ -112,10 +113,11 @@ def test_the_bundle_keeps_how_each_tensor_is_quantised(bundle):
     assert pairs and len(document["tensors"]) > len(pairs), "weights too"
 
 
-def test_one_layer_has_no_other_to_compare_with(images):  # noqa: F811
+def test_one_layer_has_no_other_to_compare_with(images):
     from tests.test_quant import small
 
     model = small([("Conv", ("x", "w"), "y", {})], {"w": np.ones((2, 3, 1, 1))}, shape=("n", 3, 16, 16))
     with pytest.raises(BadInput, match="no convolution"):
         Int8(**SETTINGS, in_float=("Conv_y",))(model, context(images))
-    assert count_quantised(Int8(**SETTINGS, least_db=60.0)(model, context(images))) == 1
+    made, document = fitted(model, images, least_db=60.0)
+    assert count_quantised(made) == 1 and document["gain_db"] == {}, "what JSON can hold"

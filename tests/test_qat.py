@@ -17,17 +17,19 @@ from edgekit.quant.simulate import Quantiser, Simulated
 from edgekit.quant.targets import SCHEMES
 from edgekit.rewrites import QAT, Int8
 from edgekit.run import compress
-from tests.test_quant import INPUT, OUTPUT, batch, context, folded, images, run, small  # noqa: F401  # fixtures
+from tests.conftest import IO
+from tests.onnx_models import run
+from tests.test_quant import INPUT, OUTPUT, batch, context, folded, small  # noqa: F401  # fixtures
 
 START = Int8(images=16, fit_images=16, reconstruct="none", bias_correction=False)
 
 
-def training(images, name="onnxruntime", log=lambda _line: None):  # noqa: F811
+def training(images, name="onnxruntime", log=lambda _line: None):
     own = TrainingContext(data=images, input=INPUT, output=OUTPUT, seed=0, score=lambda _net: {}, log=log)
     return dataclasses.replace(context(images, name, log), training=own)
 
 
-def simulated(model, images, name="onnxruntime"):  # noqa: F811
+def simulated(model, images, name="onnxruntime"):
     fitted = START.fitted(model, context(images, name))
     return Simulated(fitted.model, fitted.plan, fitted.grids, fitted.layers, fitted.scheme), fitted
 
@@ -118,7 +120,7 @@ def test_it_needs_training_pictures_and_weights_of_its_own(folded, images):  # n
         simulated(shared, images)
 
 
-def test_a_bias_that_does_not_fit_int32(images):  # noqa: F811
+def test_a_bias_that_does_not_fit_int32(images):
     model = small(
         [("Conv", ("x", "w", "b"), "a", {}), ("Relu", ("a",), "r", {}), ("Conv", ("r", "v"), "y", {})],
         {"w": np.full((2, 3, 1, 1), 0.1), "b": [0.1, 0.1], "v": np.ones((2, 2, 1, 1))}, shape=("n", 3, 16, 16),
@@ -135,7 +137,7 @@ def test_a_bias_that_does_not_fit_int32(images):  # noqa: F811
 def test_a_recipe_with_qat(data, tmp_path):
     recipe = tmp_path / "qat.toml"
     recipe.write_text(
-        '[input]\nsize = 16\nmean = [0.5]\nstd = [0.5]\n[output]\nclasses = 4\n[[rewrite]]\nname = "fold"\n'
+        IO + '[[rewrite]]\nname = "fold"\n'
         '[[rewrite]]\nname = "qat"\nepochs = 1\nbatch = 32\nstart = { images = 8, fit_images = 8 }\n'
     )
     made = compress("tests.nets:tiny", str(recipe), data, tmp_path / "out", runs=8)

@@ -27,6 +27,7 @@ from edgekit.rewrites import Fold, Int8
 from edgekit.rewrites.int8 import count_quantised
 from edgekit.targets import Target
 from tests.nets import tiny
+from tests.onnx_models import run
 
 INPUT, OUTPUT = Input(size=16, mean=(0.5,), std=(0.5,)), Output(classes=4)
 
@@ -34,15 +35,6 @@ INPUT, OUTPUT = Input(size=16, mean=(0.5,), std=(0.5,)), Output(classes=4)
 def context(data: datasets.Data | None = None, name: str = "onnxruntime", log=lambda _line: None) -> RewriteContext:
     wanted = Target(name, "onnxruntime", opset=20, ir_version=10)
     return RewriteContext(wanted, INPUT, OUTPUT, data, 0, log)
-
-
-def run(model: onnx.ModelProto, x: np.ndarray, **options) -> np.ndarray:
-    return engine("onnxruntime").load(serialise(model), **options).run(x)
-
-
-@pytest.fixture(scope="module")
-def images(data) -> datasets.Data:
-    return datasets.load([data])
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import edgekit
-from edgekit import data as datasets
 from edgekit.context import PassContext
 from edgekit.data import Data, Input, Output, Sample, Samples
 from edgekit.errors import BadInput, TrainingStopped
@@ -27,6 +26,7 @@ from edgekit.run import compress
 from edgekit.train.augment import Augment, mixed
 from edgekit.train.feed import Feed
 from edgekit.train.settings import Training
+from tests.conftest import IO
 from tests.nets import tiny
 
 SOURCE = Source("factory", "tests.nets:tiny")
@@ -36,11 +36,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def net() -> Net:
     return Net(SOURCE, (), tiny())
-
-
-@pytest.fixture(scope="module")
-def loaded(data) -> Data:
-    return datasets.load([data])
 
 
 def context(data: Data, net: Net, **changes) -> PassContext:
@@ -69,9 +64,9 @@ def interrupt_after(steps: int):
 # What is computed
 
 
-def test_one_step_of_sgd_is_the_textbook_one(net, loaded):
+def test_one_step_of_sgd_is_the_textbook_one(net, images):
     """w ← w − lr · (g + decay · w) with decay on weights of more than one axis, and Nesterov momentum."""
-    data = Data({"train": dataclasses.replace(loaded.role("train"), items=loaded.role("train").items[:8])})
+    data = Data({"train": dataclasses.replace(images.role("train"), items=images.role("train").items[:8])})
     settings = Finetune(epochs=1, batch=8, lr=0.1, weight_decay=0.01, momentum=0.9, warmup=0.0, freeze_norm=True)
     ctx = context(data, net)
     reference = net.clone().module
@@ -91,60 +86,60 @@ def test_schedules_warm_up_and_end_where_they_should():
     assert [step(n) for n in (1, 49, 50, 74, 75)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
-def test_the_mean_of_the_weights_is_handed_over(net, loaded):
-    plain = Finetune(epochs=1, batch=32, lr=0.05)(net, context(loaded, net)).module
-    mean = Finetune(epochs=1, batch=32, lr=0.05, ema=0.9)(net, context(loaded, net)).module
+def test_the_mean_of_the_weights_is_handed_over(net, images):
+    plain = Finetune(epochs=1, batch=32, lr=0.05)(net, context(images, net)).module
+    mean = Finetune(epochs=1, batch=32, lr=0.05, ema=0.9)(net, context(images, net)).module
     for before, last, averaged in zip(net.module.parameters(), plain.parameters(), mean.parameters()):
         if (last - before).norm() > 1e-3:
             assert (averaged - before).norm() < (last - before).norm(), "a mean lags behind"
 
 
-def test_clipping_bounds_the_step(net, loaded):
+def test_clipping_bounds_the_step(net, images):
     settings = Finetune(epochs=1, batch=32, lr=1e3, momentum=0.0, weight_decay=0.0, clip=1e-6, warmup=0.0)
-    done = settings(net, context(loaded, net)).module
-    steps = len(loaded.role("train")) // 32
+    done = settings(net, context(images, net)).module
+    steps = len(images.role("train")) // 32
     pairs = zip(net.module.parameters(), done.parameters())
     moved = sum((a - b).detach().square().sum().item() for a, b in pairs) ** 0.5
     assert 0 < moved < steps * 1e3 * 1e-6 * 1.001
 
 
-def test_frozen_norms_keep_their_statistics(net, loaded):
-    done = Finetune(epochs=1, batch=32, freeze_norm=True)(net, context(loaded, net)).module
+def test_frozen_norms_keep_their_statistics(net, images):
+    done = Finetune(epochs=1, batch=32, freeze_norm=True)(net, context(images, net)).module
     for before, after in zip(net.module.buffers(), done.buffers()):
         assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("settings", [{"optimiser": "adamw", "lr": 0.003}, {"mixup": 0.5}, {"cutmix": 1.0},
                                       {"augment": {"shift": 0.1, "area": 0.9}}, {"label_smoothing": 0.1}])  # fmt: skip
-def test_it_learns_with_every_setting(net, loaded, settings):
+def test_it_learns_with_every_setting(net, images, settings):
     if "augment" in settings:
         settings = {"augment": Augment(**settings["augment"])}
     lines: list[str] = []
-    ctx = context(loaded, net, log=lines.append)
+    ctx = context(images, net, log=lines.append)
     done = Finetune(**{"epochs": 6, "batch": 32, "lr": 0.1, **settings})(net, ctx).module
-    images, labels, _ = next(loaded.role("test").batches(ctx.input, 80))
+    pictures, labels, _ = next(images.role("test").batches(ctx.input, 80))
     with torch.no_grad():
-        right = (done(torch.from_numpy(images)).argmax(1).numpy() == labels).mean()
+        right = (done(torch.from_numpy(pictures)).argmax(1).numpy() == labels).mean()
     assert right > 0.75, "a quarter is chance"
     epochs = [line for line in lines if "epoch" in line]
     assert len(epochs) == 6 and "epoch 6 of 6, loss" in epochs[-1] and "top1 50.00" in epochs[-1]
 
 
-def test_reestimated_norms_have_the_statistics_of_the_pictures(net, loaded):
+def test_reestimated_norms_have_the_statistics_of_the_pictures(net, images):
     spoiled = net.clone()
     for module in spoiled.module.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean += 3
     before = state_sha256(spoiled.module)
-    fresh = Reestimate(images=1000, batch=len(loaded.role("train")))(spoiled, context(loaded, net))
+    fresh = Reestimate(images=1000, batch=len(images.role("train")))(spoiled, context(images, net))
     assert state_sha256(spoiled.module) == before
-    images, _, _ = next(loaded.role("train").batches(Input(size=16, mean=(0.5,), std=(0.5,)), 1000))
+    pictures, _, _ = next(images.role("train").batches(Input(size=16, mean=(0.5,), std=(0.5,)), 1000))
     with torch.no_grad():
-        x = fresh.module.stem.conv(torch.from_numpy(images))  # the first norm's own input
+        x = fresh.module.stem.conv(torch.from_numpy(pictures))  # the first norm's own input
     torch.testing.assert_close(fresh.module.stem.norm.running_mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(fresh.module.stem.norm.running_var, x.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
     with pytest.raises(BadInput, match="no batch norm"):
-        Reestimate()(Net(SOURCE, (), nn.Sequential(nn.Conv2d(3, 4, 3))), context(loaded, net))
+        Reestimate()(Net(SOURCE, (), nn.Sequential(nn.Conv2d(3, 4, 3))), context(images, net))
 
 
 # The same run, however it is cut up
@@ -155,21 +150,21 @@ def trained(net: Net, data: Data, **settings) -> str:
     return state_sha256(Finetune(**{"epochs": 2, "batch": 32, "lr": 0.05, **settings})(net, ctx).module)
 
 
-def test_processes_decode_the_same(net, loaded):
+def test_processes_decode_the_same(net, images):
     augment = Augment(flip=True, shift=0.2, area=0.5)
-    assert trained(net, loaded, augment=augment) == trained(net, loaded, augment=augment, workers=2)
-    assert trained(net, loaded, augment=augment) != trained(net, loaded)
+    assert trained(net, images, augment=augment) == trained(net, images, augment=augment, workers=2)
+    assert trained(net, images, augment=augment) != trained(net, images)
 
 
 @pytest.mark.parametrize("steps", [1, 8, 9, 17])
-def test_an_interrupted_run_goes_on_bit_for_bit(net, loaded, tmp_path, steps):
+def test_an_interrupted_run_goes_on_bit_for_bit(net, images, tmp_path, steps):
     settings = Finetune(
         epochs=2, batch=32, lr=0.05, ema=0.9, optimiser="adamw", augment=Augment(flip=True, jitter=0.2), mixup=0.2,
         save_s=0.0,
     )  # fmt: skip
-    whole = context(loaded, net, journal=tmp_path / "whole.csv")
+    whole = context(images, net, journal=tmp_path / "whole.csv")
     expected = state_sha256(settings(net, whole).module)
-    cut = context(loaded, net, state=tmp_path / "state", journal=tmp_path / "cut.csv", track=interrupt_after(steps))
+    cut = context(images, net, state=tmp_path / "state", journal=tmp_path / "cut.csv", track=interrupt_after(steps))
     with pytest.raises(Interrupted):
         settings(net, cut)
     torch.manual_seed(99)  # as another process would have another state
@@ -179,17 +174,17 @@ def test_an_interrupted_run_goes_on_bit_for_bit(net, loaded, tmp_path, steps):
     assert (tmp_path / "cut.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
-def test_the_journal_has_a_row_a_step(net, loaded, tmp_path):
-    Finetune(epochs=2, batch=32)(net, context(loaded, net, journal=tmp_path / "log.csv"))
+def test_the_journal_has_a_row_a_step(net, images, tmp_path):
+    Finetune(epochs=2, batch=32)(net, context(images, net, journal=tmp_path / "log.csv"))
     header, *rows = (tmp_path / "log.csv").read_text().splitlines()
-    steps = len(loaded.role("train")) // 32
+    steps = len(images.role("train")) // 32
     assert header == "step,epoch,lr,loss,top1" and len(rows) == 2 * steps
     assert rows[steps - 1].split(",")[:2] == [str(steps), "1"] and rows[steps - 1].endswith(",50.0")
     assert rows[0].endswith(",") and float(rows[0].split(",")[3]) > 0
 
 
-def test_shares_of_processes_lose_and_repeat_no_picture(loaded):
-    samples, settings = loaded.role("train"), Training(epochs=2, batch=32)
+def test_shares_of_processes_lose_and_repeat_no_picture(images):
+    samples, settings = images.role("train"), Training(epochs=2, batch=32)
 
     def plan(rank, size):
         return list(Feed(samples, Input(size=16), Output(), settings, 4, 7, World(rank, size)).plan(0))
@@ -204,13 +199,9 @@ def test_shares_of_processes_lose_and_repeat_no_picture(loaded):
     assert plan(0, 1)[5:] == list(Feed(samples, Input(size=16), Output(), settings, 4, 7, World()).plan(5))
 
 
-TRAIN = """
-[input]
-size = 16
-mean = [0.5]
-std = [0.5]
-[output]
-classes = 4
+TRAIN = (
+    IO
+    + """
 [[pass]]
 name = "finetune"
 epochs = 2
@@ -220,6 +211,7 @@ save_s = 0.0
 freeze_norm = true
 augment = { flip = true, shift = 0.1 }
 """
+)
 
 
 @pytest.fixture
@@ -293,10 +285,10 @@ def test_a_second_run_into_the_same_folder(recipe, data, tmp_path):
     assert compress("tests.nets:tiny", recipe, data, out, resume=True, runs=8).models
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(net, loaded, tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(net, images, tmp_path):
     from safetensors.torch import load_file
 
-    ctx = context(loaded, net, state=tmp_path / "state")
+    ctx = context(images, net, state=tmp_path / "state")
     with pytest.raises(TrainingStopped, match=r"finetune: .* at step \d+ \(epoch 1\); the last good state is kept in"):
         Finetune(epochs=1, batch=32, lr=1e30)(net, ctx)
     good = load_file(tmp_path / "state")
@@ -304,9 +296,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(net, load
     assert all(torch.equal(good[f"student.{name}"], value) for name, value in net.module.state_dict().items())
 
 
-def test_a_teacher_must_know_the_same_classes(net, loaded):
+def test_a_teacher_must_know_the_same_classes(net, images):
     with pytest.raises(BadInput, match=r"outputs of \(7,\) where the student gives \(4,\)"):
-        Distil(epochs=1, teachers=("other",))(net, context(loaded, net, network=lambda _spec: tiny(7)))
+        Distil(epochs=1, teachers=("other",))(net, context(images, net, network=lambda _spec: tiny(7)))
 
 
 def test_a_teacher_needs_weights_and_the_same_input(bundle, recipe, data, tmp_path):
@@ -368,8 +360,8 @@ def broken(samples: Samples, number: int) -> Samples:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_decoded(net, loaded, workers):
-    samples = broken(loaded.role("train"), 5)
+def test_a_picture_that_cannot_be_decoded(net, images, workers):
+    samples = broken(images.role("train"), 5)
     step = Finetune(epochs=1, batch=32, workers=workers)
     with pytest.raises(BadInput, match=r"^picture.jpg: cannot be decoded"):
         step(net, context(Data({"train": samples}), net))
@@ -377,17 +369,17 @@ def test_a_picture_that_cannot_be_decoded(net, loaded, workers):
     step(net, context(Data({"train": skipping}), net))
 
 
-def test_what_dense_labels_do_not_allow(loaded, net):
-    ctx = dataclasses.replace(context(loaded, net), output=Output("segment"))
+def test_what_dense_labels_do_not_allow(images, net):
+    ctx = dataclasses.replace(context(images, net), output=Output("segment"))
     with pytest.raises(BadInput, match="classify"):
         Finetune(epochs=1)(net, ctx)
 
 
-def test_a_batch_larger_than_the_set_or_uneven(net, loaded):
+def test_a_batch_larger_than_the_set_or_uneven(net, images):
     with pytest.raises(BadInput, match="fewer than a batch of 4096"):
-        Finetune(epochs=1, batch=4096)(net, context(loaded, net))
+        Finetune(epochs=1, batch=4096)(net, context(images, net))
     with pytest.raises(BadInput, match="batch = 32 cannot be shared by 3 processes"):
-        Finetune(epochs=1, batch=32)(net, context(loaded, net, world=World(0, 3)))
+        Finetune(epochs=1, batch=32)(net, context(images, net, world=World(0, 3)))
 
 
 # Views
@@ -442,7 +434,7 @@ def test_mixed_pictures_and_targets_have_the_same_shares(mixup, cutmix):
         torch.testing.assert_close(targets.sum(1), torch.ones(4))
 
 
-def test_colours_need_kornia(net, loaded, monkeypatch):
+def test_colours_need_kornia(net, images, monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
     with pytest.raises(BadInput, match=r"pip install 'edgekit\[train\]'"):
-        Finetune(epochs=1, batch=32, augment=Augment(jitter=0.1))(net, context(loaded, net))
+        Finetune(epochs=1, batch=32, augment=Augment(jitter=0.1))(net, context(images, net))

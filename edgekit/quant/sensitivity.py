@@ -45,6 +45,7 @@ class Sensitivity:
         self.model, self.grids, self.layers, self.wanted, self.batches = model, grids, layers, wanted, batches
         self.graph = Graph(model)
         self.reference = self._outputs(model)
+        self.known: dict[frozenset[str], float] = {}
 
     def file(self, in_float: Collection[str]) -> onnx.ModelProto:
         """The quantised file in which these layers stay in float."""
@@ -54,15 +55,19 @@ class Sensitivity:
         return quantised_model(self.model, planned, grids, layers, self.wanted)
 
     def sqnr_db(self, in_float: Collection[str] = ()) -> float:
-        """Of the outputs of `file(in_float)`."""
-        return sqnr_db(self.reference, self._outputs(self.file(in_float)))
+        """Of the outputs of `file(in_float)`; each file is run once."""
+        key = frozenset(in_float)
+        if key not in self.known:
+            self.known[key] = sqnr_db(self.reference, self._outputs(self.file(key)))
+        return self.known[key]
 
     def gains(self, track: Callable[[Iterable, str, int], Iterable]) -> dict[str, float]:
-        """For each layer by how many dB the outputs gain if it alone stays in float, the largest gain first."""
+        """For each layer by how many dB the outputs gain if it alone stays in float, the largest gain first.
+
+        Empty where there is one layer, which has to stay in int8.
+        """
         whole = self.sqnr_db()
-        names = list(self.layers)
-        if len(names) == 1:
-            return {names[0]: float("inf")}
+        names = list(self.layers) if len(self.layers) > 1 else []
         found = {name: self.sqnr_db((name,)) - whole for name in track(names, "sensitivity of layers", len(names))}
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 

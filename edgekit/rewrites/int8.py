@@ -129,15 +129,16 @@ class Int8:
         if any(init.data_type == onnx.TensorProto.FLOAT16 for init in model.graph.initializer):
             raise BadInput("int8: the graph has float16 weights; give the float32 file")
         wanted, model = scheme(ctx.target.name), prepared(model)
-        kept = _matching(self.in_float, Graph(model))
-        planned = plan(Graph(model), wanted, kept)
+        graph = Graph(model)
+        kept = _matching(self.in_float, graph)
+        planned = plan(graph, wanted, kept)
         model, found = self._calibrated(model, planned, ctx)
         grids = _grids(found, planned, self.ranges, wanted)
         layers = self._fitted(model, planned, grids, wanted, ctx)
         gains: dict[str, float] = {}
         if self.least_db:
             gains, more = self._sensitive(model, grids, layers, wanted, ctx)
-            planned = plan(Graph(model), wanted, kept | set(more))
+            planned = plan(graph, wanted, kept | set(more))
             grids = {name: grids[name] for name in planned.tensors}
             layers = self._fitted(model, planned, grids, wanted, ctx) if more else layers
         samples = ctx.data.role("calibrate").subset(self.images, ctx.seed) if ctx.data else None

@@ -9,6 +9,7 @@ partner in mixing) is drawn within a process's share.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -149,7 +150,7 @@ class Feed:
                 seeds = np.random.SeedSequence([self.seed, step, self.world.rank])
                 torch.manual_seed(int(seeds.generate_state(1)[0]))
                 images = recoloured(images / 255) * 255
-        factor, offset = self._normal(images.device)
+        factor, offset = self._normal
         images, targets = images.mul(factor).add_(offset), None
         if self.settings.mixes:
             rng = np.random.default_rng([self.seed, step, self.outputs])
@@ -160,11 +161,12 @@ class Feed:
             self.settings.label_smoothing,
         )  # fmt: skip
 
-    def _normal(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    @functools.cached_property
+    def _normal(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(pixel · scale − mean) / std as pixel · factor + offset, each (C, 1, 1)."""
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.input.mean, self.input.std))
-        pair = self.input.scale / std, -mean / std
-        return pair[0].float()[:, None, None].to(device), pair[1].float()[:, None, None].to(device)
+        factor, offset = (values.float()[:, None, None] for values in (self.input.scale / std, -mean / std))
+        return factor.to(self.world.device), offset.to(self.world.device)
 
     def _labels(self, pictures: list[Picture], indices: list[int]) -> torch.Tensor:
         if self.output.task == "classify":

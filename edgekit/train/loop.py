@@ -84,8 +84,8 @@ class _Run:
         start = self.first = self.state.step
         views = self._timed(self.feed.views(start))
         self.began = time.monotonic()
+        self._train_mode()
         for batch in self.ctx.track(views, self.label, self.total - start, self._status):
-            self._train_mode()
             self._step(model, batch, rate(self.state.step))
             if self.state.step % self.feed.steps == 0:
                 self._end_epoch()
@@ -130,6 +130,7 @@ class _Run:
             share = 100 * self.waited / seconds
             self.ctx.log(f"{self.label}: {share:.0f} % of the time went into waiting for pictures; raise workers")
         self._save()
+        self._train_mode()  # scoring left it
 
     def _score(self) -> dict[str, float]:
         """Of the network as it would be handed over now."""
