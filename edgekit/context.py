@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +75,23 @@ class PassContext(TrainingContext):
     cost: Callable[[Net], dict[str, int]]
     network: Callable[[str], nn.Module]
     latency: Callable[[Net], LatencyModel] = no_latency
+
+    def limits(self, budget: Mapping[Any, float]) -> dict[str, float]:
+        """What each cost of `budget` may come to: that share of the uncompressed network's."""
+        whole: dict[str, float] = dict(self.cost(self.base))
+        if "latency" in budget:
+            whole["latency"] = self.latency(self.base).full_ms
+        return {str(name): share * whole[name] for name, share in budget.items()}
+
+    def layer_latency(self, net: Net) -> LatencyModel:
+        """The times of a network's layers: those of the uncompressed network, where they are all among its own.
+
+        Times of two tables come from two runs, and what the machine did meanwhile would count as the network's.
+        """
+        from edgekit.edits import layer_channels
+
+        known = self.latency(self.base)
+        return known if layer_channels(net.module).keys() <= known.layers.keys() else self.latency(net)
 
 
 @dataclasses.dataclass(frozen=True)

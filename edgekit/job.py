@@ -65,6 +65,11 @@ class Job:
     def base_file(self) -> str:
         return f"base.{self.targets[0].name}.fp32.onnx"
 
+    @property
+    def budgets_latency(self) -> bool:
+        """Whether a pass of the recipe prunes to a share of the latency."""
+        return any("latency" in getattr(step.run, "budget", {}) for step in self.recipe.passes)
+
     def probe(self, size: int) -> np.ndarray:
         """The first `size` images of a fixed draw from the test role, preprocessed: (size, C, H, W)."""
         samples = self.data.role("test").subset(size, self.seed)

@@ -88,6 +88,25 @@ def stand_ins(bundle: Bundle) -> list[str]:
     return [f"{what}: {', '.join(names)}" for what, names in found.items()]
 
 
+def predictions(bundle: Bundle) -> list[str]:
+    """A line for each stage of a recipe that budgets latency: the share that was predicted, and the measured one."""
+    base = (base_row(bundle).get("latency_ms") or {}).get("median")
+    found = []
+    for row in rows(bundle):
+        if "latency_predicted" in row and row["file"] != bundle.base.name:
+            median = (row.get("latency_ms") or {}).get("median")
+            measured = f"{median / base:.3f} measured" if base and median else "not measured"
+            found.append(
+                f"latency of {row['stage']}: {row['latency_predicted']:.3f} of the base's predicted, {measured}"
+            )
+    return found
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What belongs below the table."""
+    return [*stand_ins(bundle), *predictions(bundle)]
+
+
 def verdict_line(verdict: Verdict) -> str:
     mark = {"pass": "pass", "fail": "FAIL", "inconclusive": "????"}[verdict.outcome]
     found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
@@ -101,7 +120,7 @@ def markdown(bundle: Bundle, verdicts: Sequence[Verdict] = ()) -> str:
     titles = columns(task(bundle))
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     lines += ["| " + " | ".join(cells(row, task(bundle))) + " |" for row in rows(bundle)]
-    lines += ["", *notes] if (notes := stand_ins(bundle)) else []
+    lines += ["", *below] if (below := notes(bundle)) else []
     return "\n".join([*lines, *(["", verdicts_markdown(verdicts)] if verdicts else [])]) + "\n"
 
 

@@ -178,7 +178,7 @@ def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
         if job.source.kind == "onnx":
             job.keep_graph()
             _check_import(job, base)
-        steps.append(_stage(job, base, "base", job.out / job.base_file, 0))
+        steps.append(_stage(job, base, base, "base", job.out / job.base_file, 0))
     net = base
     for index, step in enumerate(job.recipe.passes, 1):
         name = f"step-{index:02}"
@@ -191,7 +191,7 @@ def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
         last = index == len(job.recipe.passes)
         path = job.out / _shipped(job.targets[0], "fp32") if last else job.work / f"stage-{index:02}.{step.name}.onnx"
         if job.world.first:
-            steps.append(_stage(job, net, step.name, path, index))
+            steps.append(_stage(job, base, net, step.name, path, index))
     return steps, net
 
 
@@ -226,7 +226,7 @@ def _run_pass(job: Job, index: int, step: Step, net: Net, base: Net) -> Net:
     return result
 
 
-def _stage(job: Job, net: Net, stage: str, path: Path, index: int) -> dict[str, Any]:
+def _stage(job: Job, base: Net, net: Net, stage: str, path: Path, index: int) -> dict[str, Any]:
     """Export a network, score it in PyTorch and as a file; the row is kept for a resumed run."""
     record = job.work / f"row-{index:02}.json"
     if not (record.is_file() and path.is_file()):
@@ -234,6 +234,8 @@ def _stage(job: Job, net: Net, stage: str, path: Path, index: int) -> dict[str, 
         cost = trace(net.module, job.recipe.input.shape).counts()
         metrics = job.score(torch_predict(net.module)).metrics
         row = _row(job, stage, path, job.targets[0], "fp32", cost, metrics)
+        if job.budgets_latency:
+            row["latency_predicted"] = job.pass_context(index, base).layer_latency(net).ratio(net.module)
         write_json(record, {"schema": "edgekit/row/1", "row": row})
     return read_json(record, "edgekit/row/1")["row"]
 

@@ -40,7 +40,7 @@ def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
         print(report.markdown(bundle, verdicts), end="")
     else:
         show(report.table(bundle))
-        for line in report.stand_ins(bundle):
+        for line in report.notes(bundle):
             print(line)
         for verdict in verdicts:
             print(report.verdict_line(verdict))

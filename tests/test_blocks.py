@@ -135,7 +135,9 @@ def test_depth_meets_its_budgets_and_composes_with_pruning(resnet):
     assert ctx.cost(shallow)["macs"] <= 0.8 * before["macs"] and ctx.cost(shallow)["params"] <= 0.95 * before["params"]
     assert all(isinstance(edit, DropBlock) for edit in shallow.edits)
     narrow = Prune(budget={"macs": 0.6})(shallow, ctx)
-    again = Depth(budget={"macs": 0.95})(Prune(budget={"macs": 0.6})(resnet, ctx), ctx)
+    again = Depth(budget={"macs": 0.55})(Prune(budget={"macs": 0.6})(resnet, ctx), ctx)
+    with pytest.raises(BadInput, match=r"meets its budget already, macs 0\.\d+ \(asked 0.9\)"):
+        Depth(budget={"macs": 0.9})(narrow, ctx)
     for net in (shallow, narrow, again):
         with torch.no_grad():
             assert torch.equal(rebuilt(net)(x), net.module(x))

@@ -161,7 +161,14 @@ def test_another_networks_layers_are_refused(table):
     with pytest.raises(BadInput, match=r"head\.convs.*did you mean 'head\.conv'"):
         table.model.cost("head.convs", 8, 8)
     with pytest.raises(BadInput, match="another network"):
-        table.model.predict({"head.conv": (8, 8)})
+        table.model.predict({"heads.conv": (8, 8)})
+
+
+def test_a_layer_that_is_gone_takes_no_time(table):
+    model = table.model
+    left = {name: pair for name, pair in model.full.items() if name != "head.conv"}
+    saved = model.cost("head.conv", *model.full["head.conv"])
+    assert model.predict(left) == pytest.approx(model.full_ms - saved, rel=1e-9)
 
 
 # The cache

@@ -68,9 +68,14 @@ def test_prune_meets_the_budget_and_keeps_the_invariant(net, ctx, metric, share)
 
 def test_prune_again_continues_from_the_edits(net, ctx):
     once = Prune(budget={"macs": 0.8})(net, ctx)
-    twice = Prune(budget={"macs": 0.8})(once, ctx)
+    twice = Prune(budget={"macs": 0.6})(once, ctx)
     assert len(twice.edits) > len(once.edits) and twice.edits[: len(once.edits)] == once.edits
     assert torch.equal(outputs(rebuilt(twice)), outputs(twice.module))
+    assert 0.5 < ctx.cost(twice)["macs"] / ctx.cost(net)["macs"] <= 0.6, (
+        "a budget is a share of the uncompressed network"
+    )
+    with pytest.raises(BadInput, match=r"meets its budget already, macs 0\.[78]\d+ \(asked 0.9\)"):
+        Prune(budget={"macs": 0.9})(once, ctx)
 
 
 def test_prune_removes_the_weakest(net, ctx):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 
 import edgekit
 from edgekit import bundle as bundles
-from edgekit import files
+from edgekit import files, report
+from edgekit.edits import layer_channels
 from edgekit.engines import engine
 from edgekit.errors import BadInput, NothingChanged, TrainingStopped
 from edgekit.files import file_sha256
 from edgekit.job import torch_predict
+from edgekit.latency import LatencyModel, LayerCost
 from edgekit.parity import sqnr_db
+from tests.conftest import IO
+from tests.nets import tiny
 
 MODEL = "tests.nets:tiny"
 
@@ -164,6 +169,27 @@ def test_a_pass_that_changes_nothing_is_an_error(workspace, data, tmp_path):
     recipe = str(workspace / "recipe.toml")
     with pytest.raises((NothingChanged, BadInput), match=r"changed nothing|no channels"):
         edgekit.compress(MODEL, recipe, data, tmp_path / "out", overrides=["prune.round_to=64"])
+
+
+def test_a_budget_of_latency_shows_what_was_predicted_beside_what_was_measured(data, tmp_path, monkeypatch):
+    full = layer_channels(tiny())
+    model = LatencyModel({name: LayerCost((0.0, 0.0, 0.0, 1e-3), 1.0, 1) for name in full}, 0.1, full)
+    monkeypatch.setattr("edgekit.job.layer_table", lambda *_: types.SimpleNamespace(model=model))
+    (tmp_path / "r.toml").write_text(f'{IO}[[pass]]\nname = "prune"\nbudget = {{ latency = 0.7 }}\n')
+    made = edgekit.compress(MODEL, str(tmp_path / "r.toml"), data, tmp_path / "out", runs=8)
+    base, pruned = made.manifest["steps"]
+    assert base["latency_predicted"] == 1.0 and 0.4 < pruned["latency_predicted"] <= 0.7
+    (line,) = report.predictions(made)
+    measured = median_ms(made, "model") / median_ms(made, "base")
+    assert line.startswith(
+        f"latency of prune: {pruned['latency_predicted']:.3f} of the base's predicted, {measured:.3f}"
+    )
+    assert line in report.markdown(made)
+
+
+def median_ms(made, file: str) -> float:
+    rows = made.latest("profile")["rows"]
+    return next(row["latency_ms"]["median"] for row in rows if row["file"].startswith(file))
 
 
 def test_label_outside_the_classes(workspace, data, tmp_path):

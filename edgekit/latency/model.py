@@ -80,14 +80,14 @@ class LatencyModel:
         return self.layers[layer](c_in, c_out)
 
     def predict(self, channels: Mapping[str, tuple[int, int]]) -> float:
-        """Milliseconds of the network whose layers have these (channels in, channels out).
+        """Milliseconds of the network whose layers have these (channels in, channels out); one that is gone takes none.
 
         Raises:
-            BadInput: a layer is missing: this is another network than the one that was measured.
+            BadInput: a layer was not measured: this is another network.
         """
-        if missing := self.layers.keys() - channels.keys():
-            raise BadInput(f"latency table: layer {min(missing)!r} is gone; the table is of another network")
-        return self.constant_ms + sum(cost(*channels[name]) for name, cost in self.layers.items())
+        if strange := channels.keys() - self.layers.keys():
+            raise BadInput(f"latency table: layer {min(strange)!r} was not measured; the table is of another network")
+        return self.constant_ms + sum(self.layers[name](*pair) for name, pair in channels.items())
 
     def layer_cost(self) -> Callable[[Op, Shape, Shape], float]:
         """Milliseconds of an operation of given shapes of input and output, as `edgekit.costs` asks for them.

@@ -37,7 +37,7 @@ class Depth:
     """Drop residual blocks until every cost in `budget` is met.
 
     Attributes:
-        budget: share of the incoming network's cost that may stay; several hold together.
+        budget: share of the uncompressed network's cost that may stay; several hold together.
         images: calibration images on which the change of the output is measured, drawn by the seed; no labels needed.
         exclude: globs over the blocks' names; these stay.
     """
@@ -54,13 +54,17 @@ class Depth:
         """Raises BadInput where no block can be dropped, a glob matches nothing, or the budget is out of reach."""
         blocks = self._blocks(net, ctx)
         measure = self._measure(net, ctx)
-        before = measure(net)
-        limits = {str(name): share * before[name] for name, share in self.budget.items()}
+        before, limits = measure(net), ctx.limits(self.budget)
+        if _met(before, limits):
+            raise BadInput(
+                f"depth: the network that comes in meets its budget already, {self._reached(before, limits)} of the "
+                "uncompressed network; ask for less"
+            )
         least = measure(_without(net, blocks))
         if not _met(least, limits):
-            reach = ", ".join(f"{n} {least[n] / before[n]:.3f} (asked {share})" for n, share in self.budget.items())
             raise BadInput(
-                f"depth: the budget is out of reach; without {', '.join(blocks)} it comes to {reach}. "
+                f"depth: the budget is out of reach; without {', '.join(blocks)} it comes to "
+                f"{self._reached(least, limits)}. "
                 "Prune channels for the rest"
             )
         alone = {block: measure(_without(net, [block])) for block in blocks}
@@ -68,6 +72,10 @@ class Depth:
         gone = self._chosen(net, ctx, measure, limits, saved)
         ctx.log(f"depth: {', '.join(gone)} dropped, {len(blocks) - len(gone)} blocks that could be dropped stay")
         return net.edited(*(DropBlock(block) for block in gone))
+
+    def _reached(self, cost: dict[str, float], limits: dict[str, float]) -> str:
+        shares = {name: cost[name] / limit for name, limit in limits.items()}
+        return ", ".join(f"{name} {shares[name] * asked:.3f} (asked {asked})" for name, asked in self.budget.items())
 
     def _blocks(self, net: Net, ctx: PassContext) -> list[str]:
         found = droppable(net.module, ctx.input.shape)
@@ -85,7 +93,7 @@ class Depth:
     def _measure(self, net: Net, ctx: PassContext) -> Callable[[Net], dict[str, float]]:
         if "latency" not in self.budget:
             return lambda net: dict(ctx.cost(net))
-        timed = ctx.latency(net).layer_cost()
+        timed = ctx.layer_latency(net).layer_cost()
         return lambda net: {**ctx.cost(net), "latency": layer_total(trace(net.module, ctx.input.shape), timed)}
 
     def _chosen(

@@ -38,8 +38,9 @@ class Prune:
     """Remove channels until every cost in `budget` is met.
 
     Attributes:
-        budget: share of the incoming network's cost that may stay; several hold together. `size_bytes` are those of the
-            float32 weights, `peak_bytes` those of the activations in memory at once, `latency` needs measured layers.
+        budget: share of the uncompressed network's cost that may stay; several hold together. `size_bytes` are
+            those of the float32 weights, `peak_bytes` those of the activations in memory at once, `latency` needs
+            measured layers.
         importance: what says which channels matter, by its name alone or as a table with its settings.
         allocation: how many of them each layer keeps: the same share, all above one importance, or the least important
             for what it costs first.
@@ -64,6 +65,11 @@ class Prune:
         found = prunable(net.module, ctx.input.shape)
         groups = self._groups(found, net, ctx)
         problem = self._problem(found, groups, net, ctx)
+        if problem.met(problem.sizes):
+            raise BadInput(
+                "prune: the network that comes in meets its budget already, "
+                f"{self._reached(problem, problem.sizes)} of the uncompressed network; ask for less"
+            )
         if not problem.met(problem.floors):
             raise BadInput(self._out_of_reach(problem, groups, found))
         kept = given_back(problem, ALLOCATIONS[self.allocation](problem))
@@ -96,11 +102,10 @@ class Prune:
     def _problem(self, found: Ties, groups: Sequence[Group], net: Net, ctx: PassContext) -> Allocation:
         model = CostModel(found, groups)
         if "latency" in self.budget:
-            model.add("latency", ctx.latency(net).layer_cost())
+            model.add("latency", ctx.layer_latency(net).layer_cost())
         steps = np.array([self._step(group) for group in groups])
         floors = np.array([self._floor(group) for group in groups])
-        sizes = np.array([group.size for group in groups])
-        limits = {str(name): share * model.metrics[name].total(sizes) for name, share in self.budget.items()}
+        limits = ctx.limits(self.budget)
         scores = self.importance.scores(net, groups, ctx)
         for group, each in zip(groups, scores):
             if not np.isfinite(each).all():
