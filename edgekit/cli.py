@@ -21,7 +21,7 @@ trust_option = click.option("--trust", is_flag=True, help="Let the bundle's sour
 threads_option = click.option(
     "--threads", type=click.IntRange(0), default=1, show_default=True, help="Threads of one inference."
 )
-SOURCES = "digits, folder:, csv:, npz:, wds:, masks:, coco: or python:."
+SOURCES = "digits, folder:, csv:, npz:, wds:, masks:, coco:, synthetic or python:."
 data_option = click.option("--data", "data", multiple=True, metavar="[ROLE=]DATA", help=SOURCES)
 io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")
 

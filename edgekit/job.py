@@ -247,7 +247,9 @@ def prepare(
     own = io_tables(Path(model), io_file) if io_file or _describes_itself(source, model) else None
     settings = recipe.load(recipe_name, overrides, own)
     data = datasets.load(specs, on_error, track, settings.output.labels)
-    for samples in data.roles.values():
+    for role, samples in data.roles.items():
+        if role == "calibrate" and not samples.labelled:
+            continue  # calibration needs no labels
         datasets.check_task(samples, settings.output.task)
         if settings.output.task == "classify" and settings.output.classes is not None:
             datasets.check_labels(samples, settings.output.classes)

@@ -1,9 +1,9 @@
 """Data: where pictures come from, which role each plays, and how they become a network's input.
 
 A SPEC names a source: `digits`, `folder:PATH`, `csv:PATH`, `npz:PATH`, `wds:PATTERN` or `python:package.module:factory`
-of pictures with a class each, `masks:PATH` with a class for each pixel, `coco:PATH` with boxes. A source without splits
-of its own is split by content, 70/10/20, so that a picture keeps its role whatever is added, removed, renamed or listed
-in another order.
+of pictures with a class each, `masks:PATH` with a class for each pixel, `coco:PATH` with boxes, `synthetic` of made-up
+pictures to calibrate with. A source without splits of its own is split by content, 70/10/20, so that a picture keeps
+its role whatever is added, removed, renamed or listed in another order.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from edgekit.data.samples import (
     no_progress,
 )
 from edgekit.data.shards import wds
+from edgekit.data.synthetic import synthetic
 from edgekit.errors import BadInput, unknown
 
 __all__ = [
@@ -74,6 +75,7 @@ SOURCES: dict[str, Callable[[str], Found]] = {
     "python": python,
     "masks": masks,
     "coco": coco,
+    "synthetic": synthetic,
 }
 
 

@@ -82,7 +82,7 @@ class Truth:
 class Sample:
     """One picture and its class. `read` decodes it: uint8 (H, W) or (H, W, C); BadInput if it cannot.
 
-    label: the class; NO_LABEL where `truth` says what the picture shows.
+    label: the class; NO_LABEL where `truth` says what the picture shows, or where nobody knows.
     sha256: of the encoded file's bytes, or of the array's where the source holds arrays. Of the picture alone, so that
         the same one is found in two roles even if its masks or boxes differ.
     """
@@ -139,6 +139,11 @@ class Samples:
         """What the samples can be used for; a source gives all of them for one task."""
         truth = self.items[0].truth if self.items else None
         return "classify" if truth is None else truth.task
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it is known what the pictures show; a source knows it of all of them or of none."""
+        return not self.items or self.items[0].truth is not None or self.items[0].label != NO_LABEL
 
     def subset(self, n: int, seed: int) -> Samples:
         """At most `n` samples drawn by `seed`, in the order of the ids; a smaller draw is part of a larger one.
@@ -301,8 +306,10 @@ def check_task(samples: Samples, task: Task) -> None:
     """That the samples say what a network for `task` should answer.
 
     Raises:
-        BadInput: they are for another task.
+        BadInput: they are for another task, or say nothing.
     """
+    if not samples.labelled:
+        raise BadInput(f"{samples[0].id}: has no label ({NO_LABEL}); such pictures are for calibration only")
     sources = {"classify": "folder:, csv:, npz: or wds:", "segment": "masks:PATH", "detect": "coco:FILE"}
     if samples.task != task:
         raise BadInput(

@@ -19,6 +19,7 @@ from annotated_types import Gt
 
 from edgekit.channels import Group
 from edgekit.context import PassContext
+from edgekit.data import check_task
 from edgekit.errors import BadInput
 from edgekit.net import Net
 from edgekit.passes.importance.rows import row_sums
@@ -60,6 +61,7 @@ class Taylor:
         samples = ctx.data.role(self.role)
         if samples.task == "detect":
             raise BadInput('taylor: has no loss for detection; write importance = "l2"')
+        check_task(samples, ctx.output.task)
         order = np.random.default_rng(ctx.seed).permutation(len(samples))[: self.batches * self.batch].tolist()
         for images, truths, indices in samples.batches(ctx.input, self.batch, order):
             labels = torch.from_numpy(ctx.output.channels(truths))
