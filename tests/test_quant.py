@@ -143,12 +143,18 @@ def test_the_bias_floor_keeps_the_bias_within_int32():
 
 def test_a_histogram_does_not_depend_on_batches():
     values = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
-    values[0] = 8.0  # fixes the radius
-    whole, parts = Histogram(), Histogram()
+    values[4000] = 9.0  # comes late, and widens what was there
+    whole, parts, joined = Histogram(), Histogram(), Histogram()
     whole.add(values)
     for part in np.split(values, 8):
         parts.add(part)
-    assert np.array_equal(whole.counts, parts.counts) and (whole.low, whole.high) == (parts.low, parts.high)
+        single = Histogram()
+        single.add(part)
+        joined = joined.joined(single)
+    for other in (parts, joined):
+        assert np.array_equal(whole.counts, other.counts) and whole.radius == other.radius == 16
+        assert (whole.low, whole.high) == (other.low, other.high)
+    assert whole.outside(whole.low, whole.high) == 0 and whole.outside(-9, 8) == 1 / 4096
 
 
 def test_a_histogram_grows_and_loses_nothing():

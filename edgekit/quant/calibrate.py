@@ -1,52 +1,81 @@
-"""Ranges of intermediate tensors over calibration images, streamed: one batch is in memory at a time."""
+"""What tensors hold over calibration images, streamed: one batch is in memory at a time.
+
+The images are dealt out to three draws, each with histograms of its own: how far the ranges of the draws lie apart says
+whether the images are enough.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.errors import BadInput
-from edgekit.quant.ranges import Histogram
+from edgekit.quant.ranges import Histogram, Method, find_range
 from edgekit.quant.session import open_session, with_outputs
 
 if TYPE_CHECKING:
     import onnx
 
+DRAWS = 3
 FAR = 8.0
 """Preprocessed pixels beyond this, or of a spread below 1/FAR of one grey level, are no image's."""
 
 
-def histograms(
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What one tensor held.
+
+    Attributes:
+        draws: a histogram of each third of the images; fewer where there were fewer batches.
+        top: the largest magnitude of each channel (C,), for a tensor of four axes (B, C, H, W).
+    """
+
+    draws: tuple[Histogram, ...]
+    top: np.ndarray | None
+
+    @functools.cached_property
+    def all(self) -> Histogram:
+        return functools.reduce(Histogram.joined, self.draws)
+
+    def spread(self, method: Method, symmetric: bool) -> float:
+        """The widest range among the draws less the narrowest, as a share of the range of all."""
+        ends = [find_range(draw, method, symmetric) for draw in (*self.draws, self.all)]
+        *widths, whole = [high - low for low, high in ends]
+        return (max(widths) - min(widths)) / whole if whole else 0.0
+
+
+def observed(
     model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray], bins: bool = True
-) -> tuple[dict[str, Histogram], dict[str, np.ndarray]]:
-    """Run the model on float batches (B, C, H, W).
+) -> dict[str, Seen]:
+    """Run the model on float batches (B, C, H, W) and look at these tensors.
 
     Args:
         bins: whether more than the extremes is wanted.
 
-    Returns:
-        For each tensor its histogram, and for those of four axes (B, C, H, W) the largest magnitude of each channel.
-
     Raises:
-        BadInput: a tensor holds values that are not finite, or the images are far off any preprocessing.
+        BadInput: a tensor holds values that are not finite.
     """
     inputs = {value.name for value in model.graph.input}
     names = [name for name in tensors if name not in inputs]
     session = open_session(with_outputs(model, names)) if names else None
-    found = {name: Histogram(bins) for name in tensors}
-    channels: dict[str, np.ndarray] = {}
-    for batch in batches:
+    draws: dict[str, list[Histogram]] = {name: [] for name in tensors}
+    tops: dict[str, np.ndarray] = {}
+    for count, batch in enumerate(batches):
         values = dict(zip(names, session.run(names, {model.graph.input[0].name: batch}))) if session else {}
         values |= {name: batch for name in tensors if name in inputs}
         for name, value in values.items():
             _check_finite(name, value)
-            found[name].add(value)
+            if count < DRAWS:
+                draws[name].append(Histogram(bins))
+            draws[name][count % DRAWS].add(value)
             if value.ndim == 4:
                 top = np.maximum(value.max(axis=(0, 2, 3)), -value.min(axis=(0, 2, 3)))
-                channels[name] = np.maximum(channels.get(name, top), top)
-    return found, channels
+                tops[name] = np.maximum(tops.get(name, top), top)
+    return {name: Seen(tuple(found), tops.get(name)) for name, found in draws.items() if found}
 
 
 def batch_size(model: onnx.ModelProto) -> int:

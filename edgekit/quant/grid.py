@@ -50,6 +50,12 @@ def activation_grid(low: float, high: float, symmetric: bool, limits: tuple[int,
     return Grid((scale,), zero, None, False)
 
 
+def grid_ends(grid: Grid, limits: tuple[int, int]) -> tuple[float, float]:
+    """The least and the greatest value that a tensor's grid holds."""
+    low, high = (grid.scale[0] * (limit - grid.zero_point) for limit in limits)
+    return low, high
+
+
 def fake_quantised(x: np.ndarray, grid: Grid, limits: tuple[int, int]) -> np.ndarray:
     """x through QuantizeLinear and DequantizeLinear, in float32."""
     scale = np.float32(grid.scale[0])

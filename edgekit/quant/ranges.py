@@ -1,7 +1,7 @@
 """The range of a tensor from a running histogram: memory stays the same for any number of images.
 
-A histogram of 2B bins covers [−R, R). A value beyond R doubles R, which joins neighbouring bins in pairs exactly, so
-the result does not depend on how the values came in batches, apart from the first R. Methods:
+A histogram of 2B bins covers [−R, R), R a power of two. A value beyond R doubles R, which joins neighbouring bins in
+pairs exactly, so the result does not depend on how the values came in batches, and histograms can be joined. Methods:
 
 - minmax: the extremes.
 - percentile: the quantiles p and 1 − p of all values (Li et al. 2019, "Fully Quantized Network", arXiv 1810.05723).
@@ -12,6 +12,8 @@ the result does not depend on how the values came in batches, apart from the fir
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Literal
 
 import numpy as np
@@ -47,12 +49,29 @@ class Histogram:
             self.counts += np.bincount(index + HALF, minlength=2 * HALF)
 
     def _grow(self, wanted: float) -> None:
-        if self.radius == 0.0:
-            self.radius = wanted
+        if self.radius == 0.0 and wanted > 0.0:
+            self.radius = 2.0 ** math.ceil(math.log2(wanted))
         while self.radius < wanted:
             pairs = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.pad(pairs, HALF // 2)
             self.radius *= 2
+
+    def joined(self, other: Histogram) -> Histogram:
+        """Of the values of both."""
+        both = Histogram(self.bins)
+        both.low, both.high = min(self.low, other.low), max(self.high, other.high)
+        for part in (self, other):
+            both.radius = both.radius or part.radius
+            both._grow(part.radius)
+            grown = copy.deepcopy(part)
+            grown._grow(both.radius)
+            both.counts += grown.counts
+        return both
+
+    def outside(self, low: float, high: float) -> float:
+        """The share of values that are cut off at these ends, to a bin."""
+        x, counts = self.occupied()
+        return float(counts[(x < low) | (x > high)].sum() / max(counts.sum(), 1))
 
     def occupied(self) -> tuple[np.ndarray, np.ndarray]:
         """Centres and counts of the bins that hold values."""

@@ -23,7 +23,7 @@ from annotated_types import Gt
 
 from edgekit.context import RewriteContext
 from edgekit.errors import BadInput, NothingChanged, unknown
-from edgekit.quant.calibrate import batch_size, histograms, whole
+from edgekit.quant.calibrate import batch_size, observed, whole
 from edgekit.quant.graph import Graph, attributes, prepared
 from edgekit.rewrites.fold import QUANTISED
 
@@ -86,10 +86,10 @@ class Fp16:
         tensors = sorted(_floats(graph), key=lambda name: graph.order.get(name, -1))
         size = batch_size(model)
         batches = ctx.track(whole(ctx.calibration(self.images, size), size), "checking range", -(-self.images // size))
-        found, _ = histograms(model, tensors, batches, bins=False)
+        found = observed(model, tensors, batches, bins=False)
         kept: set[str] = set()
         for name, seen in found.items():
-            if (top := max(seen.high, -seen.low)) > LARGEST:
+            if (top := max(seen.all.high, -seen.all.low)) > LARGEST:
                 near = [*filter(None, [graph.producer.get(name)]), *graph.readers.get(name, [])]
                 kept |= {node.name for node in near}
                 ctx.log(f"fp16: {name} reaches {top:.3g}: float32 stay {', '.join(node.name for node in near)}")

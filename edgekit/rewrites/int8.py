@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -19,11 +19,11 @@ from pydantic import ConfigDict
 from edgekit.context import RewriteContext
 from edgekit.data import Samples
 from edgekit.errors import BadInput, NothingChanged
-from edgekit.quant.calibrate import batch_size, check_images, histograms, whole
+from edgekit.quant.calibrate import Seen, batch_size, check_images, observed, whole
 from edgekit.quant.equalise import equalised
 from edgekit.quant.graph import Graph, Plan, is_layer, plan, prepared
-from edgekit.quant.grid import Grid, activation_grid
-from edgekit.quant.ranges import Histogram, Method, find_range
+from edgekit.quant.grid import Grid, activation_grid, grid_ends
+from edgekit.quant.ranges import Method, find_range
 from edgekit.quant.sensitivity import Sensitivity
 from edgekit.quant.targets import Scheme, scheme, violations
 from edgekit.quant.walk import FittedLayer, Walk, Weights
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 SENSITIVITY_IMAGES = 16
+CUT = 0.005
+"""The share of a tensor's values that may be cut off without a word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Fitted:
 
     Attributes:
         model: the prepared float model that the rest belongs to.
+        spread: of each tensor's range over three draws of the images, see `Seen.spread`.
         gains: by how many dB the outputs gain from each layer in float, where that was asked for.
         samples: the pictures that ranges and weights were found on.
     """
@@ -52,6 +55,7 @@ class Fitted:
     grids: dict[str, Grid]
     layers: dict[str, FittedLayer]
     scheme: Scheme
+    spread: dict[str, float]
     gains: dict[str, float]
     samples: Samples | None
 
@@ -76,6 +80,7 @@ def written(fitted: Fitted, ctx: RewriteContext) -> onnx.ModelProto:
         "target": ctx.target.name,
         "images": {"ids": list(samples.ids), "sha256": samples.sha256} if samples else None,
         "tensors": {name: grid.to_json() for name, grid in fitted.tensors.items()},
+        "range_spread": fitted.spread,
         "gain_db": fitted.gains,
     }
     ctx.keep(f"quant.{ctx.target.name}.json", document)
@@ -134,6 +139,8 @@ class Int8:
         planned = plan(graph, wanted, kept)
         model, found = self._calibrated(model, planned, ctx)
         grids = _grids(found, planned, self.ranges, wanted)
+        spread = {name: seen.spread(self.ranges, wanted.symmetric) for name, seen in found.items()}
+        _log_ranges(found, grids, spread, wanted, ctx)
         layers = self._fitted(model, planned, grids, wanted, ctx)
         gains: dict[str, float] = {}
         if self.least_db:
@@ -142,7 +149,7 @@ class Int8:
             grids = {name: grids[name] for name in planned.tensors}
             layers = self._fitted(model, planned, grids, wanted, ctx) if more else layers
         samples = ctx.data.role("calibrate").subset(self.images, ctx.seed) if ctx.data else None
-        return Fitted(model, planned, grids, layers, wanted, gains, samples)
+        return Fitted(model, planned, grids, layers, wanted, spread, gains, samples)
 
     def _sensitive(
         self, model: onnx.ModelProto, grids: dict[str, Grid], layers: dict[str, FittedLayer], wanted: Scheme,
@@ -163,20 +170,19 @@ class Int8:
 
     def _calibrated(
         self, model: onnx.ModelProto, planned: Plan, ctx: RewriteContext
-    ) -> tuple[onnx.ModelProto, dict[str, Histogram]]:
-        """The model, equalised where asked for, and histograms of the tensors to quantise."""
+    ) -> tuple[onnx.ModelProto, dict[str, Seen]]:
+        """The model, equalised where asked for, and what the tensors to quantise held."""
         bins = self.ranges != "minmax"
-        batches = self._batches(model, ctx, "calibrating")
-        found, channels = histograms(model, planned.tensors, batches, bins and not self.equalise)
+        found = observed(model, planned.tensors, self._batches(model, ctx, "calibrating"), bins and not self.equalise)
         first = found.get(model.graph.input[0].name)
         if first is not None:
-            check_images(first.low, first.high)
+            check_images(first.all.low, first.all.high)
         ctx.log(f"int8: ranges of {len(found)} tensors by {self.ranges} over {_named_images(ctx, self.images)}")
         if not self.equalise:
             return model, found
-        model, pairs = equalised(model, channels)
+        model, pairs = equalised(model, {name: seen.top for name, seen in found.items() if seen.top is not None})
         ctx.log(f"int8: {pairs} pairs of layers equalised")
-        return model, histograms(model, planned.tensors, self._batches(model, ctx, "calibrating again"), bins)[0]
+        return model, observed(model, planned.tensors, self._batches(model, ctx, "calibrating again"), bins)
 
     def _batches(self, model: onnx.ModelProto, ctx: RewriteContext, label: str) -> Iterable[np.ndarray]:
         size = batch_size(model)
@@ -224,15 +230,37 @@ def _named_images(ctx: RewriteContext, images: int) -> str:
     return f"{len(samples)} images (ids {samples.sha256[:12]})"
 
 
-def _grids(found: dict[str, Histogram], planned: Plan, method: Method, wanted: Scheme) -> dict[str, Grid]:
+def _grids(found: dict[str, Seen], planned: Plan, method: Method, wanted: Scheme) -> dict[str, Grid]:
     """A grid for each tensor; those of a group get one that holds all their ranges."""
     grids: dict[str, Grid] = {}
     for group in planned.groups:
-        ends = [find_range(found[name], method, wanted.symmetric) for name in group]
+        ends = [find_range(found[name].all, method, wanted.symmetric) for name in group]
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         grid = activation_grid(low, high, wanted.symmetric, wanted.activation_range)
         grids |= dict.fromkeys(group, grid)
     return grids
+
+
+def _log_ranges(
+    found: dict[str, Seen], grids: dict[str, Grid], spread: dict[str, float], wanted: Scheme, ctx: RewriteContext
+) -> None:
+    """Say how sure the ranges are, where they cut values off, and which channels are never used."""
+    if spread:
+        worst = max(spread, key=lambda name: spread[name])
+        ctx.log(
+            f"int8: over three draws of the images ranges differ by {np.median(list(spread.values())):.1%} (median), "
+            f"at most {spread[worst]:.1%} ({worst})"
+        )
+    for name, seen in found.items():
+        low, high = grid_ends(grids[name], wanted.activation_range)
+        if (cut := seen.all.outside(low, high)) > CUT:
+            ctx.log(f"int8: {name}: {cut:.1%} of its values lie outside [{low:.3g}, {high:.3g}] and are cut off")
+        if seen.top is not None and (dead := np.flatnonzero(seen.top == 0)).size:
+            ctx.log(f"int8: {name}: channels {_listed(dead.tolist())} are 0 on every image; pruning would remove them")
+
+
+def _listed(channels: Sequence[int]) -> str:
+    return ", ".join(map(str, channels[:8])) + (", …" if len(channels) > 8 else "")
 
 
 def _weight_grids(layers: dict[str, FittedLayer]) -> dict[str, Grid]:
@@ -256,7 +284,7 @@ def _log_layers(layers: dict[str, FittedLayer], settings: Int8, images: int, ctx
         )
     for name, layer in layers.items():
         if layer.raised:
-            channels = ", ".join(map(str, layer.raised[:8])) + (", …" if len(layer.raised) > 8 else "")
+            channels = _listed(layer.raised)
             ctx.log(f"int8: {name}: near-dead channels {channels}: their scale is raised so that the bias fits int32")
 
 
