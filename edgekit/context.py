@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from edgekit.parallel import ALONE, World
 from edgekit.targets import Target
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from edgekit.latency import LatencyModel
@@ -100,6 +101,8 @@ class RewriteContext:
 
     Attributes:
         keep: takes a JSON document and the name under which it is to stand beside the file.
+        timed: files of the target timed in one run, a record each with latency_ms, and latency_ratio to the first;
+            empty where the target's engine cannot run here.
         training: for a rewrite that trains; None where there is no data.
     """
 
@@ -111,6 +114,7 @@ class RewriteContext:
     log: Callable[[str], None]
     track: Track = no_progress
     keep: Callable[[str, dict[str, Any]], None] = lambda _name, _document: None
+    timed: Callable[[Sequence[onnx.ModelProto]], list[dict[str, Any]]] = lambda _models: []
     training: TrainingContext | None = None
 
     def calibration(self, images: int, batch_size: int = 1) -> Iterator[np.ndarray]:

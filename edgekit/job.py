@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,17 @@ from edgekit import data as datasets
 from edgekit.cards import card, package_data
 from edgekit.context import PassContext, RewriteContext, Track, TrainingContext
 from edgekit.data import Data, OnError
+from edgekit.engines import engine
 from edgekit.errors import BadInput
 from edgekit.evaluate import Score, evaluate
+from edgekit.export import serialise
 from edgekit.files import file_sha256, read_json, write_json
 from edgekit.graph import trace
 from edgekit.latency import LatencyModel, layer_table
 from edgekit.net import Edit, Net, Source, build, edits_from_json, edits_to_json, parse_spec, weights_path
 from edgekit.onnx_file import io_tables, read
 from edgekit.parallel import ALONE, World
+from edgekit.profile import time_files
 from edgekit.recipe import Recipe
 from edgekit.rewrites.fold import for_torch
 from edgekit.schema import canonical, sha256, to_json
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WORK = ".work"
+ROUNDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +94,19 @@ class Job:
         )
         return RewriteContext(
             wanted, settings.input, settings.output, self.data, self.seed, self.log, self.track,
-            keep=lambda name, document: write_json(self.out / name, document), training=training,
+            keep=lambda name, document: write_json(self.out / name, document),
+            timed=lambda models: self.timed(models, wanted), training=training,
         )  # fmt: skip
+
+    def timed(self, models: Sequence[onnx.ModelProto], wanted: Target) -> list[dict[str, Any]]:
+        """The latency of files of a target, interleaved; empty where its engine cannot run here."""
+        if engine(wanted.engine).missing() is not None:
+            return []
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            paths = [Path(folder) / f"{index}.onnx" for index in range(len(models))]
+            for path, model in zip(paths, models):
+                path.write_bytes(serialise(model))
+            return time_files(paths, wanted.engine, ROUNDS, self.threads, track=self.track)
 
     def pass_context(self, index: int, base: Net) -> PassContext:
         return PassContext(

@@ -102,9 +102,22 @@ def predictions(bundle: Bundle) -> list[str]:
     return found
 
 
+def slower(bundle: Bundle) -> list[str]:
+    """A line for each file of fewer bits that is slower here than the float32 file of its target, beyond doubt."""
+    timed = [row for row in shipped(bundle) if row.get("latency_ms")]
+    floats = {row["target"]: row["latency_ms"] for row in timed if row["precision"] == "fp32"}
+    found = []
+    for row in timed:
+        of, against = row["latency_ms"], floats.get(row["target"])
+        if row["precision"] != "fp32" and against and of["low"] > against["high"]:
+            ratio = of["median"] / against["median"]
+            found.append(f"{row['file']} is slower on this machine than its float32 file: {ratio:.2f} of its latency")
+    return found
+
+
 def notes(bundle: Bundle) -> list[str]:
     """What belongs below the table."""
-    return [*stand_ins(bundle), *predictions(bundle)]
+    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle)]
 
 
 def verdict_line(verdict: Verdict) -> str:

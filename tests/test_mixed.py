@@ -73,6 +73,24 @@ def test_what_stays_in_float_is_said(folded, images):  # noqa: F811
     assert any("least_db = 500.0 is out of reach" in line for line in lines)
 
 
+def test_what_layers_in_float_cost_is_measured_and_said(hard, images):
+    lines, asked = [], []
+
+    def timed(models):
+        asked.extend(models)
+        times = [{"median": 4.0}, {"median": 5.0}]
+        return [{"latency_ms": ms, "latency_ratio": {"median": 1.25, "low": 1.2, "high": 1.3}} for ms in times]
+
+    ctx = dataclasses.replace(context(images, log=lines.append), timed=timed)
+    Int8(**SETTINGS, least_db=500.0)(hard, ctx)
+    assert "int8: layers in float take +1.00 ms, 4.00 to 5.00: 1.25 [1.20, 1.30] of the latency without" in lines
+    without, mixed = map(count_quantised, asked)
+    assert without > mixed >= 1
+    lines.clear()
+    Int8(**SETTINGS, least_db=500.0)(hard, context(images, log=lines.append))
+    assert not any("layers in float take" in line for line in lines), "nothing is said that was not measured"
+
+
 def _quantised(model: onnx.ModelProto) -> list[str]:
     dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] in dequantised]

@@ -192,6 +192,22 @@ def median_ms(made, file: str) -> float:
     return next(row["latency_ms"]["median"] for row in rows if row["file"].startswith(file))
 
 
+def test_an_int8_file_that_is_slower_than_float_is_called_so():
+    def note(low: float) -> list[str]:
+        steps = [("model.t.fp32.onnx", "fp32", 1.0, 1.1), ("model.t.int8.onnx", "int8", low, 2.0)]
+        rows = [
+            {"file": name, "latency_ms": {"low": low, "median": 1.05, "high": high}} for name, _, low, high in steps
+        ]
+        made = [{"file": name, "precision": kind, "target": "t", "metrics": {}} for name, kind, *_ in steps]
+        models = [Path(row["file"]) for row in made]
+        return report.slower(
+            types.SimpleNamespace(manifest={"steps": made}, models=models, latest=lambda _: {"rows": rows})
+        )
+
+    assert note(1.2) == ["model.t.int8.onnx is slower on this machine than its float32 file: 1.00 of its latency"]
+    assert note(1.05) == [], "intervals that overlap decide nothing"
+
+
 def test_label_outside_the_classes(workspace, data, tmp_path):
     with pytest.raises(BadInput, match="label"):
         edgekit.compress(MODEL, str(workspace / "recipe.toml"), data, tmp_path / "o", overrides=["output.classes=2"])

@@ -164,6 +164,13 @@ class Int8:
         before, after = looked.sqnr_db(), looked.sqnr_db(chosen)
         named = ", ".join(f"{name} ({gains[name]:+.2f} dB)" for name in chosen) or "none"
         ctx.log(f"int8: outputs {before:.1f} dB; layers in float: {named}; then {after:.1f} dB")
+        if chosen and (records := ctx.timed([looked.file(()), looked.file(chosen)])):
+            first, second = (record["latency_ms"]["median"] for record in records)
+            ratio = records[1]["latency_ratio"]
+            ctx.log(
+                f"int8: layers in float take {second - first:+.2f} ms, {first:.2f} to {second:.2f}: "
+                f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] of the latency without"
+            )
         if after < self.least_db:
             ctx.log(f"int8: least_db = {self.least_db} is out of reach: no other layer gains anything in float")
         return gains, chosen
