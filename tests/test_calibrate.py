@@ -25,7 +25,7 @@ def test_pictures_are_dealt_to_three_draws():
     assert [draw.high for draw in seen["y"].draws] == [3, 2, 5] and seen["y"].all.high == 5 and seen["y"].all.low == 0
     assert seen["y"].spread("minmax", False) == pytest.approx((5 - 2) / 5)
     assert seen["x"].spread("minmax", False) == pytest.approx((10 - 7) / 10)
-    assert seen["y"].top.tolist() == [5, 1] and seen["x"].top.tolist() == [5, 5]
+    assert seen["y"].channels.top.tolist() == [5, 1] and seen["x"].channels.lows.tolist() == [0, -5]
     assert seen["y"].all.counts.sum() == 24
 
 

@@ -16,7 +16,6 @@ from edgekit.errors import BadInput
 from edgekit.export import export, serialise
 from edgekit.parity import sqnr_db
 from edgekit.quant.calibrate import check_images
-from edgekit.quant.equalise import equalised, factors
 from edgekit.quant.gptq import descend, gptq, least_squares_target, quadratic, scarcity
 from edgekit.quant.graph import Graph, plan, prepared
 from edgekit.quant.grid import activation_grid, bias_floor, fake_quantised, max_scales, mse_scales, rounded
@@ -259,31 +258,7 @@ def test_sampled_rows_are_what_a_convolution_sums_over(attributes, shape):
     assert found == pytest.approx(np.sort(expected.reshape(3, shape[0], -1).transpose(1, 0, 2), axis=2), abs=1e-4)
 
 
-# Equalisation and bias correction
-
-
-@pytest.mark.parametrize("activation", ["Relu", "Clip"])
-def test_equalisation_leaves_the_function_and_evens_the_channels(activation):
-    x = np.random.default_rng(0).standard_normal((8, 4, 6, 6)).astype(np.float32)
-    model = prepared(chain(activation))
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ("ar", "br"))
-
-    def tops(of: onnx.ModelProto) -> dict[str, np.ndarray]:
-        session = engine("onnxruntime").load(serialise(of)).raw
-        return {name: np.abs(session.run([name], {"x": x})[0]).max(axis=(0, 2, 3)) for name in ("ar", "br")}
-
-    before = tops(model)
-    del model.graph.output[1:]
-    result, count = equalised(model, before)
-    assert count == 2 and sqnr_db(run(model, x), run(result, x)) > 100
-    result.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ("ar", "br"))
-    after = tops(result)
-    assert after["ar"].min() / after["ar"].max() > 3 * before["ar"].min() / before["ar"].max()
-
-
-def test_a_channel_at_the_clip_is_not_scaled():
-    found = factors(np.array([6.0, 1.0, 0.0]), np.ones(3), True, 6.0)
-    assert found[0] == 1 and found[2] == 1 and 1 < found[1] <= 0.7 * 6
+# Bias correction
 
 
 def test_bias_correction_removes_a_known_shift_exactly(images):

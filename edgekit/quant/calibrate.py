@@ -26,16 +26,37 @@ FAR = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
+class Channels:
+    """The least and the greatest value of each channel, (C,)."""
+
+    lows: np.ndarray
+    highs: np.ndarray
+
+    @classmethod
+    def of(cls, value: np.ndarray) -> Channels:
+        """Of a tensor (B, C, H, W)."""
+        return cls(value.min(axis=(0, 2, 3)), value.max(axis=(0, 2, 3)))
+
+    def joined(self, other: Channels) -> Channels:
+        return Channels(np.minimum(self.lows, other.lows), np.maximum(self.highs, other.highs))
+
+    @property
+    def top(self) -> np.ndarray:
+        """The largest magnitude of each channel."""
+        return np.maximum(self.highs, -self.lows)
+
+
+@dataclasses.dataclass(frozen=True)
 class Seen:
     """What one tensor held.
 
     Attributes:
         draws: a histogram of each third of the images; fewer where there were fewer batches.
-        top: the largest magnitude of each channel (C,), for a tensor of four axes (B, C, H, W).
+        channels: its extremes by channel, for a tensor of four axes (B, C, H, W).
     """
 
     draws: tuple[Histogram, ...]
-    top: np.ndarray | None
+    channels: Channels | None
 
     @functools.cached_property
     def all(self) -> Histogram:
@@ -63,7 +84,7 @@ def observed(
     names = [name for name in tensors if name not in inputs]
     session = open_session(with_outputs(model, names)) if names else None
     draws: dict[str, list[Histogram]] = {name: [] for name in tensors}
-    tops: dict[str, np.ndarray] = {}
+    channels: dict[str, Channels] = {}
     for count, batch in enumerate(batches):
         values = dict(zip(names, session.run(names, {model.graph.input[0].name: batch}))) if session else {}
         values |= {name: batch for name in tensors if name in inputs}
@@ -73,9 +94,9 @@ def observed(
                 draws[name].append(Histogram(bins))
             draws[name][count % DRAWS].add(value)
             if value.ndim == 4:
-                top = np.maximum(value.max(axis=(0, 2, 3)), -value.min(axis=(0, 2, 3)))
-                tops[name] = np.maximum(tops.get(name, top), top)
-    return {name: Seen(tuple(found), tops.get(name)) for name, found in draws.items() if found}
+                held = Channels.of(value)
+                channels[name] = channels[name].joined(held) if name in channels else held
+    return {name: Seen(tuple(found), channels.get(name)) for name, found in draws.items() if found}
 
 
 def batch_size(model: onnx.ModelProto) -> int:

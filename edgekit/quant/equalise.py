@@ -1,4 +1,5 @@
-"""Cross-layer equalisation (Nagel et al. 2019, "Data-Free Quantization", arXiv 1906.04721, section 4.1).
+"""Cross-layer equalisation, and absorption of high biases (Nagel et al. 2019, "Data-Free Quantization", arXiv
+1906.04721, sections 4.1 and 4.1.3).
 
 For neighbouring layers y = W2 f(W1 x + b1) with f(s a) = s f(a) for s > 0, the channels between them may be scaled:
 
@@ -11,6 +12,14 @@ s_i = max r1 / r1_i. In a triple expand → depthwise → project both gaps are 
 
 Clip(0, 6) is no such f. It is one for the channels that stay below the bound before and after, with room to spare: only
 those are scaled.
+
+Absorption: a channel that never falls below c_i > 0 carries that constant through an activation as it is. It may as
+well be added behind the second layer, and the range between gets smaller by it:
+
+    b1 ← b1 − c,   b2 ← b2 + W2 c
+
+Here c is the least value of the channel on the calibration images, where the paper takes beta − 3 gamma of a batch
+norm. A second layer that pads reads 0 instead of the constant at the border, so there nothing is absorbed.
 """
 
 from __future__ import annotations
@@ -24,6 +33,8 @@ from edgekit.quant.graph import ACTIVATIONS, Graph, attributes, clip_bounds, is_
 
 if TYPE_CHECKING:
     import onnx
+
+    from edgekit.quant.calibrate import Channels, Seen
 
 LIMIT = 8.0
 ROOM = 0.7
@@ -88,30 +99,70 @@ def factors(top: np.ndarray, columns: np.ndarray, depthwise: bool, bound: float)
     return np.where(alive, scale, 1.0)
 
 
-def equalised(model: onnx.ModelProto, channels: dict[str, np.ndarray]) -> tuple[onnx.ModelProto, int]:
+def equalised(model: onnx.ModelProto, seen: dict[str, Seen]) -> tuple[onnx.ModelProto, int]:
     """A copy of the model with every pair equalised, and how many there were.
 
     Args:
-        channels: the largest magnitude of each channel (C,) of the tensors between layers, from calibration.
+        seen: what the tensors between layers held in calibration.
     """
-    import onnx
-    from onnx import numpy_helper
-
     graph = Graph(model)
-    values = {name: value.astype(np.float64) for name, value in graph.constants.items() if value.dtype == np.float32}
-    found = [pair for pair in pairs(graph) if pair.between in channels]
-    for pair in found:
+    values, found = _values(graph), _pairs_seen(graph, seen)
+    for pair, held in found:
         depthwise = _is_depthwise(graph, pair.second)
         weight = values[pair.second.input[1]]  # (C_out, C, kh, kw), or (C, 1, kh, kw)
         columns = np.abs(weight).max(axis=(1, 2, 3) if depthwise else (0, 2, 3))
-        scale = factors(channels[pair.between].astype(np.float64), columns, depthwise, pair.bound)
+        scale = factors(held.top.astype(np.float64), columns, depthwise, pair.bound)
         values[pair.second.input[1]] = weight / scale.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1))
         values[pair.first.input[1]] = values[pair.first.input[1]] * scale.reshape(-1, 1, 1, 1)
         if len(pair.first.input) > 2:
             values[pair.first.input[2]] = values[pair.first.input[2]] * scale
+    return _with(model, values), len(found)
+
+
+def absorbed(model: onnx.ModelProto, seen: dict[str, Seen]) -> tuple[onnx.ModelProto, int]:
+    """A copy of the model with high biases moved behind the next layer, and how many channels had one.
+
+    Args:
+        seen: what the tensors between layers held in calibration.
+    """
+    graph = Graph(model)
+    values, channels = _values(graph), 0
+    for pair, held in _pairs_seen(graph, seen):
+        if _pads(pair.second) or any(len(layer.input) < 3 for layer in (pair.first, pair.second)):
+            continue
+        constant = np.where(held.highs < pair.bound, np.maximum(held.lows, 0.0), 0.0)  # (C,)
+        taps = values[pair.second.input[1]].sum(axis=(2, 3))  # (C_out, C), or (C, 1)
+        moved = taps[:, 0] * constant if _is_depthwise(graph, pair.second) else taps @ constant
+        values[pair.first.input[2]] = values[pair.first.input[2]] - constant
+        values[pair.second.input[2]] = values[pair.second.input[2]] + moved
+        channels += int(np.count_nonzero(constant))
+    return _with(model, values), channels
+
+
+def _pairs_seen(graph: Graph, seen: dict[str, Seen]) -> list[tuple[Pair, Channels]]:
+    """The pairs whose tensor between has channels that were looked at."""
+    found = [(pair, seen[pair.between].channels) for pair in pairs(graph) if pair.between in seen]
+    return [(pair, channels) for pair, channels in found if channels is not None]
+
+
+def _pads(node: onnx.NodeProto) -> bool:
+    settings = attributes(node)
+    return any(settings.get("pads", ())) or settings.get("auto_pad", b"NOTSET").startswith(b"SAME")
+
+
+def _values(graph: Graph) -> dict[str, np.ndarray]:
+    """The float constants, in float64."""
+    return {name: value.astype(np.float64) for name, value in graph.constants.items() if value.dtype == np.float32}
+
+
+def _with(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """A copy of the model with these constants."""
+    import onnx
+    from onnx import numpy_helper
+
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for init in copy.graph.initializer:
         if init.name in values:
             init.CopyFrom(numpy_helper.from_array(values[init.name].astype(np.float32), init.name))
-    return copy, len(found)
+    return copy

@@ -20,7 +20,7 @@ from edgekit.context import RewriteContext
 from edgekit.data import Samples
 from edgekit.errors import BadInput, NothingChanged
 from edgekit.quant.calibrate import Seen, batch_size, check_images, observed, whole
-from edgekit.quant.equalise import equalised
+from edgekit.quant.equalise import absorbed, equalised
 from edgekit.quant.graph import Graph, Plan, is_layer, plan, prepared
 from edgekit.quant.grid import Grid, activation_grid, grid_ends
 from edgekit.quant.ranges import Method, find_range
@@ -95,6 +95,7 @@ class Int8:
         images: how many calibration images.
         ranges: how the range of an activation is found.
         equalise: scale channels between layers so that they share a range well.
+        absorb: move the constant part of channels that are always positive behind the next layer.
         weight_scale: the scale of a weight's channel by its largest value, or by the least squared error.
         reconstruct: round weights to nearest, or for the closest output of each layer.
         bias_correction: remove the shift of each layer's mean.
@@ -107,6 +108,7 @@ class Int8:
     images: Annotated[int, Gt(0)] = 200
     ranges: Method = "mse"
     equalise: bool = False
+    absorb: bool = False
     weight_scale: Literal["max", "mse"] = "max"
     reconstruct: Literal["none", "gptq"] = "gptq"
     bias_correction: bool = True
@@ -178,18 +180,20 @@ class Int8:
     def _calibrated(
         self, model: onnx.ModelProto, planned: Plan, ctx: RewriteContext
     ) -> tuple[onnx.ModelProto, dict[str, Seen]]:
-        """The model, equalised where asked for, and what the tensors to quantise held."""
+        """The model, changed where asked for, and what the tensors to quantise held."""
         bins = self.ranges != "minmax"
-        found = observed(model, planned.tensors, self._batches(model, ctx, "calibrating"), bins and not self.equalise)
+        found = observed(model, planned.tensors, self._batches(model, ctx, "calibrating"), bins)
         first = found.get(model.graph.input[0].name)
         if first is not None:
             check_images(first.all.low, first.all.high)
         ctx.log(f"int8: ranges of {len(found)} tensors by {self.ranges} over {_named_images(ctx, self.images)}")
-        if not self.equalise:
-            return model, found
-        model, pairs = equalised(model, {name: seen.top for name, seen in found.items() if seen.top is not None})
-        ctx.log(f"int8: {pairs} pairs of layers equalised")
-        return model, observed(model, planned.tensors, self._batches(model, ctx, "calibrating again"), bins)
+        steps = ((self.equalise, equalised, "pairs of layers equalised"), (self.absorb, absorbed, "biases absorbed"))
+        for asked, step, what in steps:
+            if asked:
+                model, count = step(model, found)
+                ctx.log(f"int8: {count} {what}")
+                found = observed(model, planned.tensors, self._batches(model, ctx, "calibrating again"), bins)
+        return model, found
 
     def _batches(self, model: onnx.ModelProto, ctx: RewriteContext, label: str) -> Iterable[np.ndarray]:
         size = batch_size(model)
@@ -262,7 +266,7 @@ def _log_ranges(
         low, high = grid_ends(grids[name], wanted.activation_range)
         if (cut := seen.all.outside(low, high)) > CUT:
             ctx.log(f"int8: {name}: {cut:.1%} of its values lie outside [{low:.3g}, {high:.3g}] and are cut off")
-        if seen.top is not None and (dead := np.flatnonzero(seen.top == 0)).size:
+        if seen.channels and (dead := np.flatnonzero(seen.channels.top == 0)).size:
             ctx.log(f"int8: {name}: channels {_listed(dead.tolist())} are 0 on every image; pruning would remove them")
 
 
