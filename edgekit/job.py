@@ -87,12 +87,13 @@ class Job:
             keep=lambda name, document: write_json(self.out / name, document), training=training,
         )  # fmt: skip
 
-    def pass_context(self, index: int, base: Net) -> PassContext:
+    def pass_context(self, index: int, base: Net, before: Net) -> PassContext:
         return PassContext(
             **self._common(self.seed + index, self.world),
             state=self.work / f"training-{index:02}.safetensors",
             journal=self.out / f"train.{index:02}.csv",
             base=base,
+            before=before,
             cost=lambda net: trace(net.module, self.recipe.input.shape).cost(),
             network=self.network,
             latency=self.latency,
