@@ -143,7 +143,7 @@ def _windows(
         torch.from_numpy(place[:, None] * step + np.arange(size) * gap)
         for place, step, size, gap in zip(places, stride, kernel, dilation)
     )  # (n, kh), (n, kw)
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))[0]
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))[0] if any(padding) else x[0]
     windows = padded[:, rows[:, :, None], columns[:, None, :]]  # (C, n, kh, kw)
     windows = windows.reshape(groups, -1, len(drawn), math.prod(kernel)).transpose(1, 2)  # (G, n, C / G, kh · kw)
     wanted = y[0][:, torch.from_numpy(places[0]), torch.from_numpy(places[1])].reshape(groups, -1, len(drawn))

@@ -52,7 +52,8 @@ class UDFC:
         return compensated(Changes(ctx, net), ctx, self.mix)
 
     def mix(self, given: Responses) -> np.ndarray:
-        stay, gone = given.stay, ~given.stay
+        stay = given.stay
+        gone = ~stay & (given.power > 0)  # without a filter a channel is constant, and no sum of others
         left = given.shift[stay]
         wanted = given.cross + self.alpha1 * left @ given.shift.T  # (P, M)
         square = given.gram + self.alpha1 * left @ left.T
