@@ -102,7 +102,8 @@ def test_copies_and_multiples_are_made_up_for(name):
     assert len(pruned.edits) == 17, "every layer lost a channel on each side"
     assert sqnr_db(answers(net), answers(pruned)) < 20
     found = Reconstruct(TINY_RIDGE[name])(pruned, before(net))
-    assert sqnr_db(answers(net), answers(found)) > 80
+    # Least squares multiplies float32 activations.
+    assert sqnr_db(answers(net), answers(found)) > (80 if name == "least_squares" else 120)
 
 
 @pytest.mark.parametrize("method", [UDFC(alpha2=1e-15), Merging()])
