@@ -67,6 +67,8 @@ class PassContext(TrainingContext):
 
     Attributes:
         base: the network before the first pass, e.g. the teacher of a distillation.
+        before: the last whole network: what the latest pass that changed the structure was given; while none has,
+            what the latest pass was given. None stands for `base`.
         cost: params, macs, cio, cio_paper, size_bytes and peak_bytes of a network, as traced.
         latency: what a network, and any narrower form of it, takes on this machine; all processes must ask.
         network: the module that a MODEL or bundle names, with its trained weights, e.g. a teacher.
@@ -76,6 +78,7 @@ class PassContext(TrainingContext):
     cost: Callable[[Net], dict[str, int]]
     network: Callable[[str], nn.Module]
     latency: Callable[[Net], LatencyModel] = no_latency
+    before: Net | None = None
 
     def limits(self, budget: Mapping[Any, float]) -> dict[str, float]:
         """What each cost of `budget` may come to: that share of the uncompressed network's."""

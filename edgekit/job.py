@@ -108,12 +108,13 @@ class Job:
                 path.write_bytes(serialise(model))
             return time_files(paths, wanted.engine, ROUNDS, self.threads, track=self.track)
 
-    def pass_context(self, index: int, base: Net) -> PassContext:
+    def pass_context(self, index: int, base: Net, before: Net) -> PassContext:
         return PassContext(
             **self._common(self.seed + index, self.world),
             state=self.work / f"training-{index:02}.safetensors",
             journal=self.out / f"train.{index:02}.csv",
             base=base,
+            before=before,
             cost=lambda net: trace(net.module, self.recipe.input.shape).cost(),
             network=self.network,
             latency=self.latency,

@@ -19,7 +19,7 @@ from edgekit import bundle as bundles
 from edgekit import gate, profile, report
 from edgekit import recipe as recipes
 from edgekit.bundle import GOLDEN, GRAPH, MANIFEST, WEIGHTS, Bundle
-from edgekit.context import Track, no_progress
+from edgekit.context import PassContext, Track, no_progress
 from edgekit.data import OnError
 from edgekit.engines import engine, runner
 from edgekit.errors import BadInput, NothingChanged, ParityError
@@ -179,15 +179,18 @@ def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
             job.keep_graph()
             _check_import(job, base)
         steps.append(_stage(job, base, base, "base", job.out / job.base_file, 0))
-    net = base
+    net = before = base
     for index, step in enumerate(job.recipe.passes, 1):
         name = f"step-{index:02}"
         if not job.world.agreed(job.has_checkpoint(name)):
-            made = _run_pass(job, index, step, net, base)
+            made = _run_pass(step, net, job.pass_context(index, base, before))
             if job.world.first:
                 job.save_checkpoint(name, made)
             job.world.agreed(None)  # the others wait until it is written
-        net = job.load_checkpoint(name)
+        made = job.load_checkpoint(name)
+        if made.edits != net.edits or made.edits == before.edits:
+            before = net  # see PassContext
+        net = made
         last = index == len(job.recipe.passes)
         path = job.out / _shipped(job.targets[0], "fp32") if last else job.work / f"stage-{index:02}.{step.name}.onnx"
         if job.world.first:
@@ -214,11 +217,11 @@ def _shipped(wanted: Target, precision: str) -> str:
     return f"model.{wanted.name}.{precision}.onnx"
 
 
-def _run_pass(job: Job, index: int, step: Step, net: Net, base: Net) -> Net:
-    seed_torch(job.seed + index)
+def _run_pass(step: Step, net: Net, ctx: PassContext) -> Net:
+    seed_torch(ctx.seed)
     before = state_sha256(net.module)
     with deterministic(True):
-        result = step.run(net, job.pass_context(index, base))
+        result = step.run(net, ctx)
     if state_sha256(net.module) != before:
         raise ParityError(f"{step.name}: touched the network it was given; a pass must return a new one")
     if result.edits == net.edits and state_sha256(result.module) == before:
@@ -235,7 +238,7 @@ def _stage(job: Job, base: Net, net: Net, stage: str, path: Path, index: int) ->
         metrics = job.score(torch_predict(net.module)).metrics
         row = _row(job, stage, path, job.targets[0], "fp32", cost, metrics)
         if job.budgets_latency:
-            row["latency_predicted"] = job.pass_context(index, base).layer_latency(net).ratio(net.module)
+            row["latency_predicted"] = job.pass_context(index, base, base).layer_latency(net).ratio(net.module)
         write_json(record, {"schema": "edgekit/row/1", "row": row})
     return read_json(record, "edgekit/row/1")["row"]
 

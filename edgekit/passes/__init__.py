@@ -5,6 +5,14 @@ from edgekit.passes.depth import Depth
 from edgekit.passes.distil import Distil
 from edgekit.passes.finetune import Finetune
 from edgekit.passes.prune import Prune
+from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
 
-PASSES = {"prune": Prune, "depth": Depth, "distil": Distil, "finetune": Finetune, "reestimate": Reestimate}
+PASSES = {
+    "prune": Prune,
+    "reconstruct": Reconstruct,
+    "depth": Depth,
+    "distil": Distil,
+    "finetune": Finetune,
+    "reestimate": Reestimate,
+}
