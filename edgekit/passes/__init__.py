@@ -6,5 +6,13 @@ from edgekit.passes.distil import Distil
 from edgekit.passes.finetune import Finetune
 from edgekit.passes.prune import Prune
 from edgekit.passes.reestimate import Reestimate
+from edgekit.passes.tas import Tas
 
-PASSES = {"prune": Prune, "depth": Depth, "distil": Distil, "finetune": Finetune, "reestimate": Reestimate}
+PASSES = {
+    "prune": Prune,
+    "depth": Depth,
+    "tas": Tas,
+    "distil": Distil,
+    "finetune": Finetune,
+    "reestimate": Reestimate,
+}
