@@ -259,6 +259,13 @@ def test_what_the_supernet_has_no_form_for_is_named():
     assert {"expand.conv", "depthwise.conv"} <= {name[:-7] for group in space.groups for name, _ in group.slots}
 
 
+def test_channels_that_do_not_stay_zero_are_named():
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = Net(Source("zoo", "test"), (), module)
+    with pytest.raises(BadInput, match=r'2 reads something.*exclude = \["2"\]'):
+        step()(net, context(net))
+
+
 def test_a_recipe_names_it(tmp_path):
     (tmp_path / "r.toml").write_text(f'{IO}[[pass]]\nname = "tas"\nbudget = {{ macs = 0.5 }}\ntau = [4.0, 0.2]\n')
     found = load(str(tmp_path / "r.toml")).passes[0].run

@@ -147,6 +147,7 @@ class _Search:
         self.feeds = [Feed(half, ctx.input, ctx.output, self.training, 0, ctx.seed, world) for half in self._halves()]
         self.total = self.feeds[0].steps * settings.epochs
         self.supernet = Supernet(net.clone().module, space, self.generator)
+        self.supernet.check(torch.randn(2, *ctx.input.shape, generator=self.generator))
         self.supernet.to_device(world.device)
         self.weights = optimiser(self.supernet.weights(), self.training)
         self.arch = torch.optim.Adam(self.supernet.choices, settings.arch_lr, weight_decay=settings.arch_weight_decay)

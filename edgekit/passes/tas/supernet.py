@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgekit.edits import channels
+from edgekit.errors import BadInput
 from edgekit.passes.tas.choices import Choices, interpolation
 from edgekit.passes.tas.space import LAYERS, Space
 from edgekit.removal import layer_side
@@ -76,6 +77,25 @@ class Supernet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.module(images)
+
+    def check(self, images: torch.Tensor) -> None:
+        """See, at the smallest widths, that no layer reads anything in the channels that are left out.
+
+        Raises:
+            BadInput: one does, e.g. as a sigmoid made 0.5 of their zeros.
+        """
+        self.drawn.places = [[0, 1] for _ in self.space.groups]
+        self.drawn.shares = torch.full((len(self.space.groups), 2), 0.5)
+        self.drawn.depths = self.depths.log_probabilities().detach().exp()
+        with contextlib.ExitStack() as closing, torch.no_grad():
+            for group, widths in zip(self.space.groups, self.space.widths):
+                for axis, rows in group.slots.items():
+                    layer, side = layer_side(self.module, axis)
+                    module = self.module.get_submodule(layer)
+                    if side == "in" and isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1:
+                        hook = _reads_nothing(layer, torch.from_numpy(rows[widths[1] :].flatten()))
+                        closing.callback(module.register_forward_pre_hook(hook).remove)
+            self.eval()(images)
 
     def settle(self, places: Sequence[int]) -> nn.Module:
         """The network again, at full width; the first channels of each batch norm are those of the option chosen."""
@@ -256,3 +276,15 @@ class OptionNorm(nn.Module):
         """Into the channels `columns` of the network's own."""
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(norm, name).data[columns] = getattr(self, name).data
+
+
+def _reads_nothing(layer: str, closed: torch.Tensor):  # type: ignore[no-untyped-def]  # torch names no type for hooks
+    def look(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        if given[0].index_select(axis, closed).any():
+            raise BadInput(
+                f"tas: {layer} reads something in channels that are left out, as an activation before it makes no zero "
+                f'of zero; write exclude = ["{layer}"], or another activation'
+            )
+
+    return look
