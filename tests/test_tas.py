@@ -108,14 +108,18 @@ def test_a_probable_choice_within_the_budget():
     def cost(picked):
         return sum(row[place] for row, place in zip(costs, picked))
 
-    assert affordable(scores, [2, 0, 2], cost, 10) == [2, 0, 2]
-    assert affordable(scores, [2, 0, 2], cost, 6) == [2, 0, 1]  # 1.7 for 4, before 2.3 for 5 and 0.9 for 1
-    assert affordable(scores, [2, 0, 2], cost, 5) == [2, 0, 0]  # 0.6 for 1, before 0.9 for 1
-    assert affordable(scores, [2, 0, 2], cost, 3) == [0, 0, 0]
+    assert affordable(scores, [2, 0, 2], cost, 0, 10) == [2, 0, 2]
+    assert affordable(scores, [2, 0, 2], cost, 0, 6) == [2, 0, 1]  # 1.7 for 4, before 2.3 for 5 and 0.9 for 1
+    assert affordable(scores, [2, 0, 2], cost, 0, 5) == [2, 0, 0]  # 0.6 for 1, before 0.9 for 1
+    assert affordable(scores, [2, 0, 2], cost, 0, 3) == [0, 0, 0]
+    scores = [[-0.1, -1.0, -3.0], [-0.2, -1.7], [-0.3, -2.0, -2.6]]
+    assert affordable(scores, [0, 0, 0], cost, 6, 7) == [0, 1, 0]  # 1.5 for 3, before 0.9 for 1
+    assert affordable(scores, [0, 0, 0], cost, 4, 5) == [1, 0, 0]  # where that does not fit
+    assert affordable(scores, [0, 0, 0], cost, 9, 5) == [1, 0, 1], "as near as there is"
 
 
 def test_what_went_too_early_comes_back():
     """The first step is 0.1 for 1, the second 1.9 for 9, which alone is enough."""
     costs = [[1, 2], [1, 10]]
-    found = affordable([[-0.8, -0.7], [-2.0, -0.1]], [1, 1], lambda p: costs[0][p[0]] + costs[1][p[1]], 10)
+    found = affordable([[-0.8, -0.7], [-2.0, -0.1]], [1, 1], lambda p: costs[0][p[0]] + costs[1][p[1]], 0, 10)
     assert found == [1, 0]

@@ -17,8 +17,8 @@ Where this differs from the paper:
   ends differ and adds a 1×1 convolution. So the depths of a stage need no alignment: all its blocks have one width.
 - The weights begin as they come in and are handed on, those of the norms as the chosen option had them.
 - τ falls with every step and not with every epoch, as a short search has few of these.
-- The most probable network may miss the budget; then the steps down go first that lose the least probability for the
-  MACs they save.
+- The most probable network may still miss R, or R − t from below; then those steps are taken, one choice each, that
+  lose the least probability for the MACs they save or add.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class Tas:
     """
 
     budget: dict[Literal["macs"], Share]
-    epochs: Annotated[int, Gt(0)] = 30
-    batch: Annotated[int, Gt(1)] = 128
-    lr: Annotated[float, Gt(0)] = 0.05
+    epochs: Annotated[int, Gt(0)] = 10
+    batch: Annotated[int, Gt(1)] = 64
+    lr: Annotated[float, Gt(0)] = 0.02
     weight_decay: Annotated[float, Ge(0)] = 5e-4
-    arch_lr: Annotated[float, Gt(0)] = 1e-2
+    arch_lr: Annotated[float, Gt(0)] = 2e-2
     arch_weight_decay: Annotated[float, Ge(0)] = 1e-3
     pull: Annotated[float, Ge(0)] = 2.0
     tolerance: Annotated[float, Ge(0), Lt(1)] = 0.05
@@ -179,7 +179,8 @@ class _Search:
             return self._share(places[:groups], places[groups:])
 
         likeliest = [*supernet.widths.likeliest(), *supernet.depths.likeliest()]
-        places = affordable(scores, likeliest, cost, self.settings.budget["macs"])
+        high = self.settings.budget["macs"]
+        places = affordable(scores, likeliest, cost, high - self.settings.tolerance, high)
         return places[:groups], places[groups:]
 
     def _halves(self) -> tuple[Samples, Samples]:

@@ -199,37 +199,52 @@ def _within(layer: str, block: str) -> bool:
     return layer == block or layer.startswith(f"{block}.")
 
 
-def affordable(
-    scores: Sequence[Sequence[float]], picked: Sequence[int], cost: Callable[[Sequence[int]], float], limit: float
-) -> list[int]:
-    """A probable choice that costs at most `limit`; the option 0 of every row must.
+Cost = Callable[[Sequence[int]], float]
+"""Of a choice, given as the place of one option a row."""
 
-    From `picked` down, each time by the step that loses the least log-probability for what it saves; then back up
-    while a step that gains some still fits.
+
+def affordable(
+    scores: Sequence[Sequence[float]], likeliest: Sequence[int], cost: Cost, low: float, high: float
+) -> list[int]:
+    """A probable choice that costs at most `high`, which option 0 of every row must allow, and `low` where one can.
+
+    From the most probable choice steps are taken down, or up, that lose the least log-probability for the cost they
+    save, or add; then back while one that gains probability still fits.
 
     Args:
-        scores: the log-probability of each option, by row.
-        picked: the place of each row's most probable option.
-        cost: of a choice, the place of one option a row.
+        scores: the log-probability of each option, by row; the options of a row ascend in cost.
+        likeliest: the place of each row's most probable option.
     """
-    picked = list(picked)
-    while (now := cost(picked)) > limit:
-        steps = {}
-        for row, place in enumerate(picked):
-            for lower in range(place):
-                saved = now - cost([*picked[:row], lower, *picked[row + 1 :]])
-                if saved > 0:
-                    steps[row, lower] = (scores[row][place] - scores[row][lower]) / saved
-        row, lower = min(steps, key=lambda step: steps[step])
-        picked[row] = lower
-    while True:
-        gains = {
-            (row, other): scores[row][other] - scores[row][place]
-            for row, place in enumerate(picked)
-            for other in range(len(scores[row]))
-            if scores[row][other] > scores[row][place] and cost([*picked[:row], other, *picked[row + 1 :]]) <= limit
-        }
-        if not gains:
-            return picked
-        row, other = max(gains, key=lambda step: gains[step])
-        picked[row] = other
+    now = _Step(list(likeliest), cost(likeliest), 0.0)
+    while now.cost > high:
+        now = min((s for s in _steps(scores, now, cost) if s.cost < now.cost), key=lambda s: s.price(now))
+    while now.cost < low:
+        fitting = [s for s in _steps(scores, now, cost) if now.cost < s.cost <= high]
+        if not fitting:
+            break
+        now = min(fitting, key=lambda s: s.price(now))
+    low = min(low, now.cost)
+    while gains := [s for s in _steps(scores, now, cost) if low <= s.cost <= high and s.lost < 0]:
+        now = min(gains, key=lambda s: s.lost)
+    return now.places
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A choice, what it costs, and how much log-probability the step to it lost."""
+
+    places: list[int]
+    cost: float
+    lost: float
+
+    def price(self, before: _Step) -> float:
+        return self.lost / abs(self.cost - before.cost)
+
+
+def _steps(scores: Sequence[Sequence[float]], now: _Step, cost: Cost) -> Iterator[_Step]:
+    """The choices that differ in one row."""
+    for row, place in enumerate(now.places):
+        for other in range(len(scores[row])):
+            if other != place:
+                places = [*now.places[:row], other, *now.places[row + 1 :]]
+                yield _Step(places, cost(places), scores[row][place] - scores[row][other])
