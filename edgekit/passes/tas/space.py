@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -21,7 +20,7 @@ from edgekit.edits import DropBlock, KeepChannels
 from edgekit.errors import BadInput
 from edgekit.graph import BATCH_NORMS, Call, Graph, Shape
 from edgekit.passes.tas.choices import depth_choices, width_choices
-from edgekit.removal import edits, holds, layer_side, layers_of, prunable
+from edgekit.removal import block_rows, edits, holds, layer_side, layers_of, prunable
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -80,9 +79,8 @@ def search_space(module: nn.Module, shape: Shape, round_to: int, exclude: Sequen
     left: dict[str, str] = {}
     groups, widths = [], []
     for group in found.groups:
-        block = round_to // math.gcd(round_to, group.width)
         reason = _excluded(layers_of(group), exclude) or _unfit(group, names, found.graph, norms)
-        choices = width_choices(group.size, block)
+        choices = width_choices(group.size, block_rows(group, round_to))
         if reason or len(choices) < 2:
             left[group.name] = reason or f"too few channels for blocks of {round_to}"
             continue
@@ -121,8 +119,8 @@ def _unfit(group: Group, names: dict[str, nn.Module], graph: Graph, norms: dict[
     for axis in group.slots:
         layer, side = layer_side(names[""], axis)
         module = names[layer]
-        if calls.count(layer) > 1:
-            return f"{layer} is called more than once"
+        if (times := calls.count(layer)) != 1:
+            return f"{layer} is called {times} times"
         if side == "in" or hasattr(module, "keep_channels"):
             continue
         if isinstance(module, nn.BatchNorm2d):
