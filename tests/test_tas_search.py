@@ -184,6 +184,15 @@ def test_what_is_found_is_a_network_within_the_budget(net):
     assert state_sha256(other.module) != state_sha256(found.module)
 
 
+def test_the_first_channels_stay():
+    net = NETS["plain"]
+    space = search_space(net.module, SHAPE, 1, ())
+    edits = space.edits(net.module, [options[2] for options in space.widths], [])
+    assert {edit.layer: len(edit.keep) for edit in edits if edit.dim == "out"} == {"0": 8, "1": 8, "3": 10, "5": 6,
+                                                                                    "6": 6, "9": 5}  # fmt: skip
+    assert all(edit.keep == tuple(range(len(edit.keep))) for edit in edits)
+
+
 def test_the_first_channels_stay_with_the_norm_of_their_option():
     net = NETS["resnet"].clone()
     space = search_space(net.module, SHAPE, 1, ())
