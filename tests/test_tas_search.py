@@ -193,6 +193,16 @@ def test_the_first_channels_stay():
     assert all(edit.keep == tuple(range(len(edit.keep))) for edit in edits)
 
 
+def test_the_strongest_channels_come_first():
+    net = NETS["plain"].clone()
+    with torch.no_grad():
+        net.module[0].weight[5::2] *= 100
+    edits = step()(net, context(net)).edits
+    kept = next(edit.keep for edit in edits if edit.layer == "0")
+    strong = set(range(5, 16, 2))
+    assert set(kept) <= strong or strong <= set(kept)
+
+
 def test_the_first_channels_stay_with_the_norm_of_their_option():
     net = NETS["resnet"].clone()
     space = search_space(net.module, SHAPE, 1, ())

@@ -15,7 +15,8 @@ distillation from the unpruned one (the pass `distil`).
 Where this differs from the paper:
 - A choice belongs to a channel group: layers that an addition ties have one width, where the paper lets a shortcut's
   ends differ and adds a 1×1 convolution. So the depths of a stage need no alignment: all its blocks have one width.
-- The weights begin as they come in and are handed on, those of the norms as the chosen option had them.
+- The weights begin as they come in and are handed on, those of the norms as the chosen option had them. So that the
+  first C channels are the best C of a trained network, a group's channels are taken in the order of their L2 magnitude.
 - τ falls with every step and not with every epoch, as a short search has few of these.
 - The most probable network may still miss R, or R − t from below; then those steps are taken, one choice each, that
   lose the least probability for the MACs they save or add.
@@ -39,6 +40,7 @@ from edgekit.errors import BadInput, TrainingStopped
 from edgekit.files import csv_bytes, write_bytes
 from edgekit.net import Net
 from edgekit.parallel import World
+from edgekit.passes.importance.l2 import L2
 from edgekit.passes.tas.choices import cost_loss, temperature
 from edgekit.passes.tas.space import Macs, Space, affordable, search_space, staying
 from edgekit.passes.tas.supernet import Supernet
@@ -100,6 +102,7 @@ class Tas:
         space = search_space(net.module, ctx.input.shape, self.round_to, self.exclude)
         for name, reason in sorted(space.left.items()):
             ctx.log(f"tas: {name} stays, {reason}")
+        space = space.ranked(L2().scores(net, space.groups, ctx))
         macs = Macs(space)
         least = macs.of([widths[0] for widths in space.widths], [depths[0] for depths in space.depths])
         if least > self.budget["macs"]:

@@ -10,6 +10,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -47,6 +48,15 @@ class Space:
     @property
     def depths(self) -> tuple[tuple[int, ...], ...]:
         return tuple(depth_choices(len(stage)) for stage in self.stages)
+
+    def ranked(self, scores: Sequence[np.ndarray]) -> Space:
+        """With the rows of each group in another order, those of the largest scores first."""
+        orders = [np.argsort(-each, kind="stable") for each in scores]
+        groups = (
+            Group({axis: rows[order] for axis, rows in group.slots.items()})
+            for group, order in zip(self.groups, orders)
+        )
+        return dataclasses.replace(self, groups=tuple(groups))
 
     def edits(self, module: nn.Module, kept: Sequence[int], depths: Sequence[int]) -> list[KeepChannels | DropBlock]:
         """Those that leave the first `kept` rows of each group and the first blocks of each stage.
