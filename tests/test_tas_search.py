@@ -16,9 +16,11 @@ from edgekit.graph import trace
 from edgekit.net import Net, Source, build, edits_from_json, edits_to_json, parse_spec, state_sha256
 from edgekit.parity import sqnr_db
 from edgekit.passes import Tas
+from edgekit.passes.tas import search
 from edgekit.passes.tas.space import Macs, search_space, staying
 from edgekit.passes.tas.supernet import Supernet
 from edgekit.recipe import load
+from edgekit.train.feed import Feed
 from tests.conftest import IO
 from tests.nets import calibrate, tiny
 from tests.test_prune import context
@@ -191,6 +193,26 @@ def test_the_first_channels_stay():
     assert {edit.layer: len(edit.keep) for edit in edits if edit.dim == "out"} == {"0": 8, "1": 8, "3": 10, "5": 6,
                                                                                     "6": 6, "9": 5}  # fmt: skip
     assert all(edit.keep == tuple(range(len(edit.keep))) for edit in edits)
+
+
+def test_each_step_draws_anew_and_the_halves_share_no_picture(monkeypatch):
+    drawn, halves = [], []
+
+    class Watched(Supernet):
+        def draw(self, *given):
+            super().draw(*given)
+            drawn.append(str(self.drawn.places))
+
+    def feed(samples, *given):
+        halves.append(samples)
+        return Feed(samples, *given)
+
+    monkeypatch.setattr(search, "Supernet", Watched)
+    monkeypatch.setattr(search, "Feed", feed)
+    step()(NETS["plain"].clone(), context(NETS["plain"]))
+    assert len(set(drawn)) == len(drawn) == 3 * 3 * 2
+    first, second = (set(half.ids) for half in halves)
+    assert len(first) == len(second) == 12 and not first & second
 
 
 def test_the_strongest_channels_come_first():
