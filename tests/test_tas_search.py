@@ -241,12 +241,13 @@ def test_the_first_channels_stay_with_the_norm_of_their_option():
 def test_the_log_of_the_search(tmp_path):
     net = NETS["plain"].clone()
     ctx = dataclasses.replace(context(net), journal=tmp_path / "train.csv")
-    step()(net, ctx)
+    found = step()(net, ctx)
     rows = list(csv.DictReader((tmp_path / "train.csv").open()))
     assert [row["epoch"] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
     assert float(rows[0]["tau"]) == 5.0 and float(rows[-1]["tau"]) == pytest.approx(0.1)
     assert float(rows[0]["entropy_widths"]) == pytest.approx(math.log(8), rel=0.1) and rows[0]["entropy_depths"] == "0"
-    assert float(rows[-1]["macs_expected"]) < 1
+    assert rows[-1]["entropy_widths"] != rows[0]["entropy_widths"], "the logits learn"
+    assert not torch.equal(found.module[11].bias, net.module[11].bias), "so do the weights"
 
 
 def test_channel_counts_are_multiples_and_what_is_excluded_stays():
