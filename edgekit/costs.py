@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -44,6 +44,18 @@ class Metric(Protocol):
     def by_layer(self, kept: np.ndarray) -> dict[str, float]: ...
 
 
+class Products(NamedTuple):
+    """cost = Σ factor · (left @ k) · (right @ k) with k = (1, rows kept of each group...).
+
+    `layers` and `factor` are (terms,), `left` and `right` float64 (terms, 1 + groups).
+    """
+
+    layers: list[str]
+    factor: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+
 class CostModel:
     """The costs of a network whose `groups` may lose rows; all that is not in a group stays as it is."""
 
@@ -69,6 +81,14 @@ class CostModel:
         is free. It is asked once for each different pair of shapes.
         """
         self.metrics[name] = _Layers(self._forms, cost)
+
+    def products(self, name: str) -> Products:
+        """A cost that is a sum of products, open to be computed with other numbers than whole rows."""
+        metric = self.metrics[name]
+        if not isinstance(metric, _Products):
+            raise ValueError(f"{name} is no sum of products")
+        matrix = self._forms.matrix
+        return Products(metric.layers, metric.factor, matrix[metric.left], matrix[metric.right])
 
     def costs(self, kept: np.ndarray) -> dict[str, float]:
         return {name: metric.total(kept) for name, metric in self.metrics.items()}

@@ -1,12 +1,15 @@
 """Files written whole or not at all, and hashes of files."""
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import sys
 import tomllib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,15 @@ def write_bytes(path: Path, data: bytes) -> None:
                 f"{path}: the disk is full; nothing was written there. Free some space and run again"
             ) from error
         raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as CSV."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    return text.getvalue().encode()
 
 
 def write_json(path: Path, value: object) -> None:

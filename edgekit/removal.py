@@ -129,6 +129,11 @@ def _same_partition(left: Classes, right: Classes) -> bool:
     return both == len(np.unique(pairs[0])) == len(np.unique(pairs[1]))
 
 
+def block_rows(group: Group, round_to: int) -> int:
+    """The fewest rows that hold a multiple of `round_to` channels of the layer that makes them."""
+    return round_to // math.gcd(round_to, group.width)
+
+
 def keep_count(size: int, share: float, round_to: int) -> int:
     """How many of `size` channels stay: the share, rounded up to a multiple of `round_to`, at least one multiple."""
     return min(size, round_to * max(1, math.ceil(share * size / round_to)))

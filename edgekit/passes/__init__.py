@@ -7,11 +7,13 @@ from edgekit.passes.finetune import Finetune
 from edgekit.passes.prune import Prune
 from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
+from edgekit.passes.tas import Tas
 
 PASSES = {
     "prune": Prune,
     "reconstruct": Reconstruct,
     "depth": Depth,
+    "tas": Tas,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -25,7 +24,7 @@ from edgekit.net import Net
 from edgekit.passes.allocation import ALLOCATIONS, Allocation, given_back
 from edgekit.passes.importance import IMPORTANCES, Importance
 from edgekit.passes.importance.l2 import L2
-from edgekit.removal import FEWEST, edits, holds, keep_count, layers_of, prunable
+from edgekit.removal import FEWEST, block_rows, edits, holds, keep_count, layers_of, prunable
 from edgekit.schema import chosen
 
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -103,7 +102,7 @@ class Prune:
         model = CostModel(found, groups)
         if "latency" in self.budget:
             model.add("latency", ctx.layer_latency(net).layer_cost())
-        steps = np.array([self._step(group) for group in groups])
+        steps = np.array([block_rows(group, self.round_to) for group in groups])
         floors = np.array([self._floor(group) for group in groups])
         limits = ctx.limits(self.budget)
         scores = self.importance.scores(net, groups, ctx)
@@ -115,17 +114,13 @@ class Prune:
     def _excluded(self, group: Group) -> bool:
         return any(fnmatch.filter(layers_of(group), pattern) for pattern in self.exclude)
 
-    def _step(self, group: Group) -> int:
-        """The fewest rows that hold a multiple of `round_to` channels of the layer that makes them."""
-        return self.round_to // math.gcd(self.round_to, group.width)
-
     def _floor(self, group: Group) -> int:
         """Rows that stay at least: one block, or the largest floor asked for."""
         if isinstance(self.floor, dict):
             share = max((s for glob, s in self.floor.items() if fnmatch.filter(layers_of(group), glob)), default=0.0)
         else:
             share = self.floor
-        return keep_count(group.size, max(share, FEWEST / group.size), self._step(group))
+        return keep_count(group.size, max(share, FEWEST / group.size), block_rows(group, self.round_to))
 
     def _check(self, problem: Allocation, kept: np.ndarray, measured: dict[str, int]) -> None:
         """The computed costs are those of the network that was made."""

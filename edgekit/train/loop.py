@@ -8,11 +8,9 @@ with them the result, differ a little from those of one process; with `freeze_no
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from edgekit.context import TrainingContext
 from edgekit.data import check_task
 from edgekit.errors import BadInput, TrainingStopped
-from edgekit.files import write_bytes
+from edgekit.files import csv_bytes, write_bytes
 from edgekit.net import Net
 from edgekit.train.feed import Feed
 from edgekit.train.objective import Loss, Objective, Setup, Views
@@ -68,7 +66,8 @@ class _Run:
         )
         objective = Objective(net.module, loss.build(setup)).to(self.device)
         mean = {name: tensor.clone() for name, tensor in net.module.state_dict().items()} if settings.ema else {}
-        self.state = State(objective, _optimiser(objective, settings), mean)
+        own: list[dict[str, Any]] = getattr(objective.term, "parameter_groups", list)()
+        self.state = State(objective, optimiser(objective.parameters(), settings, own), mean)
         self.total = self.feed.steps * settings.epochs
         self.saved, self.waited = 0.0, 0.0
         self.began, self.first = time.monotonic(), 0  # of this epoch
@@ -96,8 +95,7 @@ class _Run:
             self.net.module.load_state_dict(self.state.mean)
 
     def _step(self, model: nn.Module, batch: Views, factor: float) -> None:
-        for group in self.state.optimiser.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+        set_rate(self.state.optimiser, factor)
         with torch.autocast(self.device.type, torch.bfloat16, self.settings.amp and self.device.type == "cuda"):
             value = model(batch)
         shown = value.detach().clone()
@@ -229,16 +227,16 @@ def _outputs(student: nn.Module, teachers: Sequence[nn.Module], ctx: TrainingCon
     return outputs[0]
 
 
-def _optimiser(objective: Objective, settings: Training) -> torch.optim.Optimizer:
-    """Weight decay is for weights with more than one axis; a term may set rates of its own."""
-    own = getattr(objective.term, "parameter_groups", None)
-    groups = own() if own else []
-    elsewhere = {id(parameter) for group in groups for parameter in group["params"]}
-    weights = [p for p in objective.parameters() if p.requires_grad and id(p) not in elsewhere]
+def optimiser(
+    parameters: Iterable[nn.Parameter], settings: Training, own: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
+    """Weight decay is for weights with more than one axis; the groups `own` (of a term) may set rates of their own."""
+    elsewhere = {id(parameter) for group in own for parameter in group["params"]}
+    weights = [p for p in parameters if p.requires_grad and id(p) not in elsewhere]
     groups = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-        *groups,
+        *own,
     ]
     groups = [{"peak_lr": group.get("lr", settings.lr), **group} for group in groups if group["params"]]
     if settings.optimiser == "adamw":
@@ -246,14 +244,18 @@ def _optimiser(objective: Objective, settings: Training) -> torch.optim.Optimize
     return torch.optim.SGD(groups, settings.lr, settings.momentum, nesterov=settings.momentum > 0)
 
 
+def set_rate(made: torch.optim.Optimizer, factor: float) -> None:
+    """Each group at `factor` times its peak."""
+    for group in made.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
 def _journal(state: State, steps: int) -> bytes:
     """One row a step as CSV: step, epoch, lr, loss, and the metrics where they were taken."""
     names = sorted({name for metrics in state.scores.values() for name in metrics})
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["step", "epoch", "lr", "loss", *names])
+    rows = []
     for step, (rate, loss) in enumerate(state.log, 1):
         metrics = state.scores.get(step, {})
         row = [f"{rate:.6g}", f"{loss:.6g}", *(metrics.get(name, "") for name in names)]
-        table.writerow([step, (step - 1) // steps + 1, *row])
-    return text.getvalue().encode()
+        rows.append([step, (step - 1) // steps + 1, *row])
+    return csv_bytes(["step", "epoch", "lr", "loss", *names], rows)
