@@ -22,6 +22,7 @@ ONNX Runtime is not its runtime. Each row says which it was.
 import argparse
 import contextlib
 import functools
+import hashlib
 import json
 import subprocess
 import sys
@@ -153,6 +154,7 @@ def scored(network: str, file: str, fold: int, pythons: dict[str, str]) -> dict[
         "agreement": 100 * float((exact.argmax(1) == found.argmax(1)).mean()),
         "sqnr_db": sqnr_db(exact, found),
         "size_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "hits": hexed(hits),
         **form(content, file),
     }

@@ -87,8 +87,19 @@ def summary(rows: Rows) -> Rows:
             "sqnr_db": by_folds([row["sqnr_db"] for row in found]),
             "agreement": float(np.mean([row["agreement"] for row in found])),
             "seconds_max": max(row["seconds"] for row in found),
+            "same_file_as": same_files(rows, found),
         })  # fmt: skip
     return lines
+
+
+def same_files(rows: Rows, found: Rows) -> list[str]:
+    """Other files of the network that are these byte for byte in every fold: they are no independent result."""
+    mine = {(row["fold"], row["sha256"]) for row in found}
+    others: dict[str, set[tuple[int, str]]] = {}
+    for row in rows:
+        if row["part"] == "folds" and row["network"] == found[0]["network"] and "error" not in row:
+            others.setdefault(row["file"], set()).add((row["fold"], row["sha256"]))
+    return [file for file, keys in others.items() if keys == mine and file != found[0]["file"]]
 
 
 def claims(rows: Rows) -> Rows:

@@ -39,6 +39,9 @@ def ort_minmax(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
 
 
 def ort_entropy(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
+    """No second opinion where its file is MinMax's: of 128 bins for 128 steps the whole range is the only candidate,
+    and `quantize_static` takes no other number. The rows' `sha256` says where that is so.
+    """
     return _onnxruntime(model, feeds, "Entropy", reduce_range=False)
 
 
@@ -93,12 +96,14 @@ def _nncf(model: onnx.ModelProto, feeds: Feeds, **settings: Any) -> onnx.ModelPr
 
 
 def aimet(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
-    """Cross-layer equalisation, then encodings by `tf_enhanced` with weights per channel; uint8 activations."""
+    """Encodings by `tf_enhanced` with weights per channel over the full range; uint8 activations; no AdaRound.
+
+    Cross-layer equalisation is left out: it scales channels across Clip(0, 6), after which MobileNetV2 is another
+    network before anything is quantised (3.9 dB). Of the schemes, `min_max` came out 1.4 dB lower on calibration images.
+    """
     import aimet_onnx
     from aimet_onnx.common import quantsim_config
-    from aimet_onnx.cross_layer_equalization import equalize_model
 
-    equalize_model(model)
     config = Path(quantsim_config.__file__).parent / "default_config_per_channel.json"
     sim = aimet_onnx.QuantizationSimModel(model, quant_scheme="tf_enhanced", config_file=str(config))
     sim.compute_encodings(feeds)
