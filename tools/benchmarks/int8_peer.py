@@ -99,7 +99,7 @@ def aimet(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
     """Encodings by `tf_enhanced` with weights per channel over the full range; uint8 activations; no AdaRound.
 
     Cross-layer equalisation is left out: it scales channels across Clip(0, 6), after which MobileNetV2 is another
-    network before anything is quantised (3.9 dB). Of the schemes, `min_max` came out 1.4 dB lower on calibration images.
+    network before anything is quantised (3.9 dB). Of the schemes, `min_max` came out 1.4 dB lower.
     """
     import aimet_onnx
     from aimet_onnx.common import quantsim_config
