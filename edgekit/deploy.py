@@ -10,6 +10,7 @@ from edgekit import data as datasets
 from edgekit import profile, report, run
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
+from edgekit.data import check_plain
 from edgekit.engines import Runner, engine, runner
 from edgekit.engines.tensorrt import TENSORRT, build_script
 from edgekit.errors import BadInput
@@ -21,6 +22,7 @@ from edgekit.onnx_file import input_shapes, read, read_io
 from edgekit.recipe import Recipe, from_tables, parse_gates
 from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.fp16 import Fp16
+from edgekit.shipping import ship
 from edgekit.targets import Target, target
 
 
@@ -88,13 +90,14 @@ def _rebuilt(bundle: Bundle, made: Recipe, wanted: Target, precision: str, data:
     for step in made.rewrites:
         if step.run.precision in (None, precision):
             model = finish(step.run(model, ctx), wanted, made.input, made.output)
-    return model
+    return ship(model, wanted, made.plain, made.shipped, run.GOLDEN_DB[precision])[0]
 
 
 def _from_onnx(path: Path, wanted: Target, precision: str | None, io_file: Path | None) -> bytes:
     if precision == "int8":
         raise BadInput(f"{path}: to quantise a file, use `edgekit compress {path} --recipe int8`")
     input, output = read_io(path, io_file)
+    check_plain(input, output, str(path))
     ctx = RewriteContext(wanted, input, output, None, 0, lambda _line: None)
     model = Fold()(read(path), ctx)
     if precision == "fp16":

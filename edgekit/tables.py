@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import gate, report
 from edgekit.terminal import latency, make, show, si
+from edgekit.verify import compared
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
@@ -69,9 +70,10 @@ def show_verdicts(verdicts: Sequence[gate.Verdict], as_json: bool) -> None:
 
 
 def show_verified(found: dict[str, Any]) -> None:
-    made = make("file", "SQNR dB", "needed")
+    made = make("file", "found", "needed")
     for row in found["rows"]:
-        made.add_row(row["file"], f"{row['sqnr_db']:.1f}", f"{row['needed_db']:.0f}")
+        value, needed, unit = compared(row)
+        made.add_row(row["file"], f"{value:.1f} {unit}", f"{needed:g}")
     show(made)
     print("verified")
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"export", "rewrites"},
     {"bundle"},
     {"engines"},
-    {"profile", "verify"},
+    {"profile", "verify", "shipping"},
     {"latency"},
     {"gate"},
     {"report", "recipe", "inspection", "doctor", "catalogue"},
