@@ -30,6 +30,17 @@ def show_inspection(found: dict[str, Any]) -> None:
         show(f"float32, batch 1: {sizes}; CIO by HarDNet's count {si(total['cio_paper'])}")
     if found["uncounted"]:
         show(f"not counted: {', '.join(found['uncounted'])}")
+    if "phones" in found:
+        show_accelerators(found["phones"])
+
+
+def show_accelerators(found: dict[str, Any]) -> None:
+    made = make("accelerator", "nodes taken", "in parts", "operators left to the CPU")
+    made.columns[-1].justify = "left"
+    for row in found["rows"]:
+        made.add_row(row["accelerator"], f"{row['taken']} of {row['nodes']}", str(row["parts"]), ", ".join(row["left"]))
+    show(made)
+    print(found["what"])
 
 
 def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:

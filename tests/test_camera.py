@@ -15,7 +15,8 @@ from edgekit.data import Input, Output
 from edgekit.deploy import evaluate_file, export_file, profile_path
 from edgekit.engines import engine
 from edgekit.errors import BadInput, ParityError
-from edgekit.evaluate import evaluate
+from edgekit.evaluate import classify_hits, evaluate
+from edgekit.metrics.classify import chosen_hits
 from edgekit.onnx_file import read, read_io
 from edgekit.parity import agreement, sqnr_db
 from edgekit.recipe import from_tables
@@ -158,6 +159,16 @@ def test_argmax_and_topk_are_those_of_numpy(offset):
         onnx.checker.check_model(made, full_check=True)
         written = json.loads(next(prop.value for prop in made.metadata_props if prop.key == "edgekit.output"))
         assert written["classes"] == 6 - offset and written["class_offset"] == 0
+
+
+@pytest.mark.parametrize(("k", "metrics"), [(5, {"top1", "top5"}), (7, {"top1", "top5"}), (3, {"top1"})])
+def test_the_best_classes_are_scored_as_their_scores(k, metrics):
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(40, 9)), rng.integers(0, 9, 40)
+    expected = classify_hits(scores, labels)
+    found = chosen_hits(np.argsort(-scores, axis=1)[:, :k], labels)
+    assert found.keys() == metrics and all(np.array_equal(found[name], expected[name]) for name in metrics)
+    assert 0 < found["top1"].mean() < 1
 
 
 def test_masks_are_scored_as_their_scores():
@@ -321,6 +332,19 @@ def test_a_file_that_gives_something_else_than_it_says(bundle, data, tmp_path):
     (tmp_path / "io.toml").write_text('[input]\nsize = 16\n[output]\nclasses = 4\nform = "argmax"\n')
     with pytest.raises(BadInput, match=r"should give classes \(argmax\); it gave float32"):
         evaluate_file(bundle.base, [data], None, tmp_path / "io.toml")
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (np.array([0, 1, 3, 0]), "gave class 3; .* classes = 3"),
+        (np.array([0, 1, -1, 0]), "gave class -1"),
+        (np.zeros((4, 2), np.int64), r"should give classes \(argmax\); it gave int64 \(4, 2\)"),
+    ],
+)
+def test_classes_that_are_none(found, message):
+    with pytest.raises(BadInput, match=message):
+        Output(classes=3, form="argmax").chosen(found)
 
 
 def test_a_file_that_differs_from_the_plain_one_is_not_written(monkeypatch):

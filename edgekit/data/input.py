@@ -218,8 +218,9 @@ class Output:
         wanted = 3 if self.task == "segment" else 1 if self.form == "argmax" else 2
         if not np.issubdtype(outputs.dtype, np.integer) or outputs.ndim != wanted:
             raise BadInput(f"the file should give classes ({self.form}); it gave {outputs.dtype} {outputs.shape}")
-        if self.classes is not None and outputs.size and not 0 <= outputs.min() <= outputs.max() < self.classes:
-            raise BadInput(f"the file gave class {outputs.max()}; [output] says classes = {self.classes}")
+        outside = outputs[(outputs < 0) | (outputs >= (self.classes or np.inf))]
+        if outside.size:
+            raise BadInput(f"the file gave class {outside.flat[0]}; [output] says classes = {self.classes}")
         return outputs[:, None] if wanted == 1 else outputs
 
     def scores(self, logits: np.ndarray) -> np.ndarray:

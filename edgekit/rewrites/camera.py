@@ -105,8 +105,7 @@ def _pads_zeros(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _own_weight(graph: Graph, node: onnx.NodeProto) -> bool:
-    weight = graph.constants.get(node.input[1])
-    return weight is not None and weight.dtype == np.float32 and len(graph.readers[node.input[1]]) == 1
+    return node.input[1] in graph.constants and len(graph.readers[node.input[1]]) == 1
 
 
 def _scale_weight(model: onnx.ModelProto, node: onnx.NodeProto, factor: np.ndarray) -> None:
