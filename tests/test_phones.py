@@ -99,6 +99,8 @@ def test_a_weight_that_is_computed_is_not_for_xnnpack(tmp_path):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     product = graph(nodes, (3, 4, 8), {"w": array(8, 5)}, result=["n", 3, 4, 5])
     assert taken(product, tmp_path)["XNNPACK"][:2] == (1, 1)
+    stacked = graph(nodes, (3, 4, 8), {"w": array(3, 8, 5)}, result=["n", 3, 4, 5])
+    assert taken(stacked, tmp_path)["XNNPACK"][:2] == (0, 1)
 
 
 def test_quantised_convolutions_count_with_their_pairs(bundle, tmp_path):
@@ -106,7 +108,7 @@ def test_quantised_convolutions_count_with_their_pairs(bundle, tmp_path):
     found = taken(model, tmp_path)
     pairs = sum(node.op_type.endswith("tizeLinear") for node in model.graph.node)
     convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
-    assert convolutions < found["XNNPACK"][0] <= convolutions + pairs + 1
+    assert 4 * convolutions <= found["XNNPACK"][0] <= convolutions + pairs + 1, "each with its input, weight and bias"
     assert found["NNAPI"][0] > found["XNNPACK"][0]
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(found["CoreML, NeuralNetwork"][3])
 
