@@ -74,6 +74,9 @@ def bisect(
         BadInput: a file cannot be read, they share no tensors but input and output, or their inputs differ.
     """
     models = [read(path) for path in (first, second)]
+    kinds = [model.graph.input[0].type.tensor_type.elem_type for model in models]
+    if kinds[0] != kinds[1]:
+        raise BadInput(f"{second}: takes other values than {first}; compare two plain files or two camera-ready ones")
     taps = [_taps(model) for model in models]
     shared = [name for name in taps[1] if name in taps[0]]
     outputs = [model.graph.output[0].name for model in models]

@@ -83,17 +83,19 @@ def models(as_json: bool) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--input-size", type=click.IntRange(1), help="Height and width; default: the card's.")
+@click.option("--phones", is_flag=True, help="How many nodes of an ONNX file XNNPACK, NNAPI and CoreML would take.")
 @json_option
-def inspect(model: str, input_size: int | None, as_json: bool) -> None:
+def inspect(model: str, input_size: int | None, phones: bool, as_json: bool) -> None:
     """Show a network layer by layer: shapes, parameters, MACs, CIO, bytes.
 
     \b
     edgekit inspect "mobilenet_v2?width=0.5" --input-size 192
+    edgekit inspect model.onnx --phones
     """
     from edgekit import tables
     from edgekit.inspection import inspect_model
 
-    found = inspect_model(model, input_size)
+    found = inspect_model(model, input_size, phones)
     emit(found) if as_json else tables.show_inspection(found)
 
 
@@ -157,6 +159,13 @@ def train(as_json: bool, **given: Any) -> int:
 @click.argument("source", metavar="BUNDLE_OR_ONNX", type=PATH)
 @click.option("--target", required=True, help="The target whose form the file takes.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Default: the recipe's last.")
+@click.option(
+    "--format",
+    type=click.Choice(["onnx", "ort"]),
+    default="onnx",
+    show_default=True,
+    help="ort: ONNX Runtime's own, for phones.",
+)
 @click.option("--out", type=PATH, required=True)
 @data_option
 @io_option
@@ -165,6 +174,7 @@ def export(
     source: Path,
     target: str,
     precision: str | None,
+    format: str,
     out: Path,
     data: tuple[str, ...],
     io_file: Path | None,
@@ -175,10 +185,11 @@ def export(
     \b
     edgekit export out/quickstart --target onnxruntime --out model.onnx
     edgekit export out/quickstart --target tensorrt --data digits --out model.onnx
+    edgekit export out/quickstart --target onnxruntime --format ort --out model.ort
     """
     from edgekit.deploy import export_file
 
-    say(export_file(source, target, precision, out, list(data), io_file, trust, track))
+    say(export_file(source, target, precision, out, list(data), io_file, trust, track, format == "ort"))
 
 
 @main.command()

@@ -10,6 +10,7 @@ from edgekit import data as datasets
 from edgekit import profile, report, run
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
+from edgekit.data import check_plain
 from edgekit.engines import Runner, engine, runner
 from edgekit.engines.tensorrt import TENSORRT, build_script
 from edgekit.errors import BadInput
@@ -18,9 +19,11 @@ from edgekit.export import export, finish, serialise
 from edgekit.files import read_toml, write_bytes
 from edgekit.gate import Verdict
 from edgekit.onnx_file import input_shapes, read, read_io
+from edgekit.phones import to_ort
 from edgekit.recipe import Recipe, from_tables, parse_gates
 from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.fp16 import Fp16
+from edgekit.shipping import ship
 from edgekit.targets import Target, target
 
 
@@ -33,33 +36,53 @@ def export_file(
     io_file: Path | None,
     trust: bool,
     track: Track = no_progress,
+    ort_format: bool = False,
 ) -> str:
-    """Write `source` in the form of a target; returns one line that says what was written.
+    """Write `source` in the form of a target; returns lines that say what was written.
 
     A bundle's own file is copied where it has one for that target; otherwise the recipe's rewrites are run again for
     the target, which needs calibration images (`specs`) for int8. A target that is built on the device gets a script
-    beside the file that builds it there.
+    beside the file that builds it there; with `ort_format` the file is in ONNX Runtime's own format, for phones, with
+    the list of the operators it needs beside it.
 
     Raises:
-        BadInput: unknown target, `out` or its script exists, or calibration images are needed and not given.
+        BadInput: unknown target, `out` or what goes beside it exists, calibration images are needed and not given, or
+            ORT format is asked for a target that another engine runs.
     """
     wanted = target(target_name)
-    script = out.with_name(f"{out.stem}.build.sh") if wanted.engine in TENSORRT else None
-    for path in (out, script):
+    if ort_format and wanted.engine != "onnxruntime":
+        raise BadInput(
+            f"ORT format is ONNX Runtime's own, and {wanted.name} is run by {wanted.engine}; give --format onnx"
+        )
+    beside = _beside(out, wanted, ort_format)
+    for path in (out, beside):
         if path is not None and path.exists():
             raise BadInput(f"{path}: exists; give another --out")
     if source.is_dir():
         content, precision = _from_bundle(open_bundle(source), wanted, precision, specs, trust, track)
     else:
         content, precision = _from_onnx(source, wanted, precision, io_file), precision or "fp32"
+    operators = b""
+    if ort_format:
+        content, operators = to_ort(content)
     write_bytes(out, content)
     line = f"{out}: {precision} for {wanted.name}, {len(content):,} bytes"
-    if script is None:
+    if beside is None:
         return line
+    if ort_format:
+        write_bytes(beside, operators)
+        return f"{line}\n{beside}: the operators that a minimal build of ONNX Runtime needs for it"
     runtime = TENSORRT[wanted.engine]
-    write_bytes(script, build_script(runtime, out.name, input_shapes(out)).encode())
-    script.chmod(0o755)
-    return f"{line}\n{script}: builds its engine with {runtime.tool} on the device; no engine was built or run here"
+    write_bytes(beside, build_script(runtime, out.name, input_shapes(out)).encode())
+    beside.chmod(0o755)
+    return f"{line}\n{beside}: builds its engine with {runtime.tool} on the device; no engine was built or run here"
+
+
+def _beside(out: Path, wanted: Target, ort_format: bool) -> Path | None:
+    """The second file of an export, where there is one."""
+    if ort_format:
+        return out.with_name(f"{out.stem}.required_operators.config")
+    return out.with_name(f"{out.stem}.build.sh") if wanted.engine in TENSORRT else None
 
 
 def _from_bundle(
@@ -88,13 +111,14 @@ def _rebuilt(bundle: Bundle, made: Recipe, wanted: Target, precision: str, data:
     for step in made.rewrites:
         if step.run.precision in (None, precision):
             model = finish(step.run(model, ctx), wanted, made.input, made.output)
-    return model
+    return ship(model, wanted, made.plain, made.shipped, run.GOLDEN_DB[precision])[0]
 
 
 def _from_onnx(path: Path, wanted: Target, precision: str | None, io_file: Path | None) -> bytes:
     if precision == "int8":
         raise BadInput(f"{path}: to quantise a file, use `edgekit compress {path} --recipe int8`")
     input, output = read_io(path, io_file)
+    check_plain(input, output, str(path))
     ctx = RewriteContext(wanted, input, output, None, 0, lambda _line: None)
     model = Fold()(read(path), ctx)
     if precision == "fp16":

@@ -7,23 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.cards import card, cards
+from edgekit.errors import BadInput
 from edgekit.graph import FLOAT_BYTES, Graph, Op, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.net import build, parse_spec
 from edgekit.onnx_file import read
+from edgekit.phones import accelerators
 
 
-def inspect_model(spec: str, input_size: int | None = None) -> dict[str, Any]:
+def inspect_model(spec: str, input_size: int | None = None, phones: bool = False) -> dict[str, Any]:
     """Layers and totals of a MODEL at batch 1 (an ONNX file: totals).
 
+    Args:
+        phones: also how many nodes of an ONNX file the accelerators of phones would take.
+
     Raises:
-        BadInput: no such model, or it cannot run on that input.
+        BadInput: no such model, it cannot run on that input, or `phones` of a model that is no ONNX file.
     """
     source = parse_spec(spec)
     if source.kind == "onnx":
         path = Path(spec)
         total = {**onnx_cost(read(path)), "size_bytes": path.stat().st_size}
-        return {"schema": "edgekit/inspection/1", "model": spec, "layers": [], "total": total, "uncounted": []}
+        found = {"schema": "edgekit/inspection/1", "model": spec, "layers": [], "total": total, "uncounted": []}
+        return found | ({"phones": accelerators(path)} if phones else {})
+    if phones:
+        raise BadInput(f"{spec}: accelerators take files; export it, and give the ONNX file to inspect --phones")
     shape = _input_shape(spec.partition("?")[0], input_size)
     graph = trace(build(source, trust=True), shape)
     weight_bytes = FLOAT_BYTES * graph.params

@@ -17,7 +17,7 @@ from edgekit import __version__, bundle, recipe
 from edgekit import data as datasets
 from edgekit.cards import card, package_data
 from edgekit.context import PassContext, RewriteContext, Track, TrainingContext
-from edgekit.data import Data, OnError
+from edgekit.data import Data, Input, OnError, Output
 from edgekit.engines import engine
 from edgekit.errors import BadInput
 from edgekit.evaluate import Score, evaluate
@@ -31,7 +31,7 @@ from edgekit.parallel import ALONE, World
 from edgekit.profile import time_files
 from edgekit.recipe import Recipe
 from edgekit.rewrites.fold import for_torch
-from edgekit.schema import canonical, sha256, to_json
+from edgekit.schema import canonical, parse, sha256, to_json
 from edgekit.targets import Target, target
 from edgekit.weights import load_exact, load_into
 
@@ -80,9 +80,22 @@ class Job:
         samples = self.data.role("test").subset(size, self.seed)
         return next(samples.batches(self.recipe.input, size))[0]
 
-    def score(self, predict: Callable[[np.ndarray], np.ndarray], role: str = "test", world: World = ALONE) -> Score:
-        samples = self.data.role(role)
-        return evaluate(predict, samples, self.recipe.input, self.recipe.output, progress=self.track, world=world)
+    def pixels(self, size: int) -> np.ndarray:
+        """The pictures of `probe` before normalisation: uint8 (size, C, H, W)."""
+        samples = self.data.role("test").subset(size, self.seed)
+        taken = dataclasses.replace(self.recipe.input, form="uint8_nhwc")
+        return next(samples.batches(taken, size))[0].transpose(0, 3, 1, 2)
+
+    def score(
+        self,
+        predict: Callable[[np.ndarray], np.ndarray],
+        role: str = "test",
+        world: World = ALONE,
+        io: tuple[Input, Output] | None = None,
+    ) -> Score:
+        """Metrics of the network, or of a file that takes and gives what `io` says."""
+        input, output = io or self.recipe.plain
+        return evaluate(predict, self.data.role(role), input, output, progress=self.track, world=world)
 
     def rewrite_context(self, wanted: Target) -> RewriteContext:
         settings = self.recipe
@@ -153,7 +166,7 @@ class Job:
         """
         if (Path(spec) / bundle.MANIFEST).is_file():
             made = bundle.open_bundle(spec)
-            if made.manifest["input"] != to_json(self.recipe.input):
+            if parse(Input, made.manifest["input"], spec) != self.recipe.input:
                 raise BadInput(f"{spec}: was made for another [input] than this recipe's; its answers would be wrong")
             return bundle.load_net(made, trust=True).module  # named by the user, as a MODEL is
         source = parse_spec(spec)

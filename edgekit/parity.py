@@ -22,6 +22,18 @@ def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
     return decibels(signal, float(np.square(reference.astype(np.float64) - other).sum()))
 
 
+def agreement(reference: np.ndarray, other: np.ndarray) -> float:
+    """The share in percent of classes on which two outputs agree: (B,), masks (B, H, W), or the first of (B, k).
+
+    Raises:
+        ParityError: the shapes differ.
+    """
+    if reference.shape != other.shape:
+        raise ParityError(f"output shapes differ: {reference.shape} and {other.shape}")
+    same = reference == other
+    return 100 * float((same[:, 0] if same.ndim == 2 else same).mean())
+
+
 def decibels(signal: float, noise: float) -> float:
     """The ratio of two sums of squares in dB, within ±CEILING_DB where one of them is 0."""
     if noise == 0 or signal == 0:

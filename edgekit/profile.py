@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.context import Track, no_progress
-from edgekit.engines import engine
+from edgekit.engines import engine, noise
 
 
 def interval(samples: Sequence[float], seed: int = 0, level: float = 0.95) -> dict[str, float]:
@@ -78,7 +78,7 @@ def _open(file: Path, engine_name: str, threads: int) -> tuple[tuple[Any, np.nda
     begin = time.perf_counter()
     session = engine(engine_name).load(file, threads)
     load_ms = (time.perf_counter() - begin) * 1e3
-    feed = np.random.default_rng(0).standard_normal((session.batch or 1, *session.shape), np.float32)
+    feed = noise(session, 1)
     return (session, feed), {"file": file.name, "load_ms": load_ms, "first_ms": _run_ms(session, feed)}
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 
 from edgekit.cards import package_data
-from edgekit.data import Input, Output
+from edgekit.data import Input, InputForm, Output, OutputForm, check_plain
 from edgekit.errors import BadInput, unknown
 from edgekit.files import read_toml
 from edgekit.gate import Gate, check_names
@@ -25,16 +25,32 @@ SECTIONS = ("input", "output", "pass", "rewrite", "export", "gates")
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """[export]: the targets that files are made for, and the batch size of the files."""
+    """[export]: the targets that files are made for, the batch size of the files, what they take and what they give.
+
+    input: "float_nchw", or "uint8_nhwc": a camera's pixels; the file normalises them itself.
+    output: "scores", "argmax" or "topk" (see `Output.form`); k is how many classes "topk" gives.
+    """
 
     targets: tuple[str, ...] = ("onnxruntime",)
     batch: Literal["dynamic"] | Annotated[int, Gt(0)] = "dynamic"
+    input: InputForm = "float_nchw"
+    output: OutputForm = "scores"
+    k: Annotated[int, Gt(0)] = 5
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("name at least one target")
         for name in self.targets:
             target(name)
+
+    def shipped(self, input: Input, output: Output) -> tuple[Input, Output]:
+        """What the files take and give, for a network with that [input] and [output].
+
+        Raises:
+            ValueError: the task has no such output.
+        """
+        k = self.k if self.output == "topk" else None
+        return dataclasses.replace(input, form=self.input), dataclasses.replace(output, form=self.output, k=k)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +71,16 @@ class Recipe:
     rewrites: tuple[Step, ...]
     export: Export
     gates: dict[str, tuple[Gate, ...]]
+
+    @property
+    def plain(self) -> tuple[Input, Output]:
+        """What the network itself takes and gives."""
+        return self.input, self.output
+
+    @property
+    def shipped(self) -> tuple[Input, Output]:
+        """What the files take and give."""
+        return self.export.shipped(self.input, self.output)
 
 
 def known_recipes() -> dict[str, Path]:
@@ -92,7 +118,7 @@ def from_tables(tables: Mapping[str, Any], name: str, where: str) -> Recipe:
         )
     rewrites = _steps(tables.get("rewrite", []), "rewrite", REWRITES, where)
     _check_precisions(rewrites, where)
-    return Recipe(
+    made = Recipe(
         name=name,
         tables=dict(tables),
         input=parse(Input, tables["input"], f"{where} [input]"),
@@ -102,6 +128,12 @@ def from_tables(tables: Mapping[str, Any], name: str, where: str) -> Recipe:
         export=parse(Export, tables.get("export", {}), f"{where} [export]"),
         gates=parse_gates(tables.get("gates", {}), f"{where} [gates]"),
     )
+    check_plain(*made.plain, where)
+    try:
+        _ = made.shipped
+    except ValueError as error:
+        raise BadInput(f"{where} [export]: {error}") from None
+    return made
 
 
 def _steps(items: Any, kind: str, registry: Mapping[str, Any], where: str) -> tuple[Step, ...]:

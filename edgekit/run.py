@@ -29,13 +29,14 @@ from edgekit.graph import deterministic, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
 from edgekit.net import Net, edits_to_json, state_sha256
-from edgekit.onnx_file import read
+from edgekit.onnx_file import read, read_io
 from edgekit.parallel import join
 from edgekit.parity import sqnr_db
 from edgekit.passes import PASSES
 from edgekit.recipe import Step
 from edgekit.rewrites.fold import Fold
 from edgekit.schema import to_json
+from edgekit.shipping import ship
 from edgekit.targets import Target, target
 from edgekit.train.settings import Training
 from edgekit.weights import load_exact
@@ -192,7 +193,8 @@ def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
             before = net  # see PassContext
         net = made
         last = index == len(job.recipe.passes)
-        path = job.out / _shipped(job.targets[0], "fp32") if last else job.work / f"stage-{index:02}.{step.name}.onnx"
+        ships = last and job.recipe.shipped == job.recipe.plain
+        path = job.out / _shipped(job.targets[0], "fp32") if ships else job.work / f"stage-{index:02}.{step.name}.onnx"
         if job.world.first:
             steps.append(_stage(job, base, net, step.name, path, index))
     return steps, net
@@ -296,9 +298,9 @@ def _rewrite_all(
             model = onnx.load(path)
         else:
             model = source(wanted)
-            write_bytes(path, serialise(model))
+            close = _ship(job, model, wanted, "fp32", path)
             metrics = job.score(torch_predict(net.module)).metrics if net else None
-            steps.append(_row(job, "export", path, wanted, "fp32", cost, metrics))
+            steps.append(_row(job, "export", path, wanted, "fp32", cost, metrics) | close)
         for step in job.recipe.rewrites:
             if step.run.precision is not None:
                 steps.append(_rewrite(job, step, model, wanted, cost))
@@ -310,11 +312,12 @@ def _rewrite(job: Job, step: Step, model: onnx.ModelProto, wanted: Target, cost:
     seed_torch(job.seed)
     result = finish(step.run(model, job.rewrite_context(wanted)), wanted, job.recipe.input, job.recipe.output)
     path = job.out / _shipped(wanted, step.run.precision)
-    write_bytes(path, serialise(result))
+    close = _ship(job, result, wanted, step.run.precision, path)
     runtime, probe = runner(wanted), job.probe(8)
     row = {
         **_row(job, step.name, path, wanted, step.run.precision, cost, None),
-        "parity_db": sqnr_db(runtime.load(serialise(model)).run(probe), runtime.load(path).run(probe)),
+        **close,
+        "parity_db": sqnr_db(*(runtime.load(serialise(one)).run(probe) for one in (model, result))),
         "int8_convs": runtime.int8_convs(path),
     }
     if step.run.precision == "int8" and row["int8_convs"] == 0:
@@ -322,12 +325,20 @@ def _rewrite(job: Job, step: Step, model: onnx.ModelProto, wanted: Target, cost:
     return row
 
 
+def _ship(job: Job, model: onnx.ModelProto, wanted: Target, precision: str, path: Path) -> dict[str, float]:
+    """Write a file in the form that [export] asks for; returns how close it is to the plain one, for the file's row."""
+    asked, pixels = job.recipe.shipped, job.pixels(8)
+    made, found = ship(model, wanted, job.recipe.plain, asked, GOLDEN_DB[precision], pixels)
+    write_bytes(path, serialise(made))
+    return {} if found is None else {"camera_db": found}
+
+
 def _row(
     job: Job, stage: str, path: Path, wanted: Target, precision: str, cost: dict[str, int], metrics_torch: Any
 ) -> dict[str, Any]:
     """What is known of a file: its cost, its bytes, and its metrics in the engine that the row names."""
     runtime = runner(wanted)
-    score = job.score(runtime.load(path).run)
+    score = job.score(runtime.load(path).run, io=read_io(path))
     where = "" if runtime.name == wanted.engine else f" ({runtime})"
     job.log(f"{stage}: " + ", ".join(f"{name} {value:.2f}" for name, value in score.metrics.items()) + where)
     return {
@@ -386,7 +397,7 @@ def _seal(
 def _write_golden(job: Job, models: list[str]) -> None:
     from safetensors.numpy import save
 
-    tensors = {"input": job.probe(8)}
+    tensors = {"input": job.recipe.shipped[0].normalised(job.pixels(8))}
     for wanted in job.targets:
         for name in models:
             if name.startswith(f"model.{wanted.name}."):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import gate, report
 from edgekit.terminal import latency, make, show, si
+from edgekit.verify import compared
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
@@ -29,6 +30,17 @@ def show_inspection(found: dict[str, Any]) -> None:
         show(f"float32, batch 1: {sizes}; CIO by HarDNet's count {si(total['cio_paper'])}")
     if found["uncounted"]:
         show(f"not counted: {', '.join(found['uncounted'])}")
+    if "phones" in found:
+        show_accelerators(found["phones"])
+
+
+def show_accelerators(found: dict[str, Any]) -> None:
+    made = make("accelerator", "nodes taken", "in parts", "operators left to the CPU")
+    made.columns[-1].justify = "left"
+    for row in found["rows"]:
+        made.add_row(row["accelerator"], f"{row['taken']} of {row['nodes']}", str(row["parts"]), ", ".join(row["left"]))
+    show(made)
+    print(found["what"])
 
 
 def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
@@ -69,9 +81,10 @@ def show_verdicts(verdicts: Sequence[gate.Verdict], as_json: bool) -> None:
 
 
 def show_verified(found: dict[str, Any]) -> None:
-    made = make("file", "SQNR dB", "needed")
+    made = make("file", "found", "needed")
     for row in found["rows"]:
-        made.add_row(row["file"], f"{row['sqnr_db']:.1f}", f"{row['needed_db']:.0f}")
+        value, needed, unit = compared(row)
+        made.add_row(row["file"], f"{value:.1f} {unit}", f"{needed:g}")
     show(made)
     print("verified")
 

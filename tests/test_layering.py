@@ -23,7 +23,7 @@ LAYERS = [
     {"export", "rewrites"},
     {"bundle"},
     {"engines"},
-    {"profile", "verify"},
+    {"profile", "verify", "shipping", "phones"},
     {"latency"},
     {"gate"},
     {"report", "recipe", "inspection", "doctor", "catalogue"},

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from edgekit.data.arrays import ROLES, digits, npz, python
 from edgekit.data.boxes import coco
 from edgekit.data.images import csv_file, decode, folder
-from edgekit.data.input import IGNORE, Input, Output, Task, View
+from edgekit.data.input import IGNORE, Input, InputForm, Output, OutputForm, Task, View, check_plain
 from edgekit.data.masks import masks
 from edgekit.data.samples import (
     Batch,
@@ -46,8 +46,10 @@ __all__ = [
     "Batches",
     "Data",
     "Input",
+    "InputForm",
     "OnError",
     "Output",
+    "OutputForm",
     "Progress",
     "Sample",
     "Samples",
@@ -57,6 +59,7 @@ __all__ = [
     "check_labels",
     "check_masks",
     "check_names",
+    "check_plain",
     "check_task",
     "decode",
     "fitted",

@@ -13,6 +13,8 @@ from pydantic import BeforeValidator
 from edgekit.errors import BadInput
 
 Task = Literal["classify", "segment", "detect"]
+InputForm = Literal["float_nchw", "uint8_nhwc"]
+OutputForm = Literal["scores", "argmax", "topk"]
 
 LARGEST_SIDE = 16_384
 # A crop first scales the whole picture; a long thin one would then need gigabytes for a strip of it.
@@ -46,6 +48,8 @@ class Input:
     resize: "squash" stretches; "crop" scales the shorter side to round(size / crop) and cuts out the centre; "pad"
         scales the longer side to size and centres the picture on zeros; "none" wants pictures of that size.
     mean, std: one value a channel, in the order of `channels`, after `scale`; a single value stands for all.
+    form: what the file takes: x, or ("uint8_nhwc") the pixels as a camera gives them, uint8 (H, W, C), of which the
+        file makes x itself.
     """
 
     size: int | tuple[int, int]
@@ -56,6 +60,7 @@ class Input:
     scale: float = 1 / 255
     mean: PerChannel = (0.0,)
     std: PerChannel = (1.0,)
+    form: InputForm = "float_nchw"
 
     def __post_init__(self) -> None:
         for side in self.shape[1:]:
@@ -144,9 +149,12 @@ class Input:
         return _FITS[self.resize](height, width, self)
 
     def normalised(self, batch: np.ndarray) -> np.ndarray:
-        """uint8 (B, C, H, W) as float32 of the same shape; each value is the float64 result, rounded once."""
+        """uint8 (B, C, H, W) as the network takes it: float32 of the same shape, each value the float64 result, rounded
+        once; or, where `form` leaves that to the file, the pixels as uint8 (B, H, W, C)."""
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1] != self.shape[0]:
             raise BadInput(f"a batch must be uint8 (B, {self.shape[0]}, H, W); got {batch.dtype} {batch.shape}")
+        if self.form == "uint8_nhwc":
+            return np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
         pixel = np.arange(256) * self.scale
         out = np.empty(batch.shape, np.float32)
         # A byte has 256 values: looking them up is quicker than the arithmetic and cannot differ between machines.
@@ -155,7 +163,7 @@ class Input:
         return out
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """A uint8 picture as float32 (C, H, W): `resized`, then `normalised`."""
+        """A uint8 picture as the network takes it (see `form`): `resized`, then `normalised`."""
         return self.normalised(self.resized(image)[None])[0]
 
 
@@ -165,14 +173,20 @@ class Output:
 
     classes: how many real ones; `labels` names them in the order of the outputs.
     class_offset: outputs in front of them that stand for no class, such as TensorFlow's background.
+    form: what the file gives: a score for each class; the class of the largest ("argmax"), int64 (B,) or, for
+        segmentation, (B, H, W); or the k best classes ("topk"), best first, int64 (B, k), and then their scores (B, k).
+    k: how many classes "topk" gives.
     """
 
     task: Task = "classify"
     classes: int | None = None
     labels: tuple[str, ...] | None = None
     class_offset: int = 0
+    form: OutputForm = "scores"
+    k: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_form()
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must all differ")
         if self.labels and self.classes is None:
@@ -183,6 +197,31 @@ class Output:
             raise ValueError(f"labels names {len(self.labels)} classes, but classes = {self.classes}")
         if self.class_offset < 0:
             raise ValueError(f"class_offset = {self.class_offset} must not be negative")
+
+    def _check_form(self) -> None:
+        if self.form != "scores" and self.task == "detect":
+            raise ValueError(f"form = {self.form!r} is for classification and segmentation; leave boxes as they are")
+        if self.form == "topk" and self.task == "segment":
+            raise ValueError("form = 'topk' is for classification; write 'argmax' for masks")
+        if (self.form == "topk") != (self.k is not None):
+            raise ValueError(f"k = {self.k} belongs to form = 'topk', and only there")
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"k = {self.k} must be at least 1")
+
+    def chosen(self, outputs: np.ndarray) -> np.ndarray:
+        """The classes that a file of form "argmax" or "topk" gave, best first: int64 (B, 1) or (B, k), or masks
+        (B, H, W).
+
+        Raises:
+            BadInput: the file gave something else.
+        """
+        wanted = 3 if self.task == "segment" else 1 if self.form == "argmax" else 2
+        if not np.issubdtype(outputs.dtype, np.integer) or outputs.ndim != wanted:
+            raise BadInput(f"the file should give classes ({self.form}); it gave {outputs.dtype} {outputs.shape}")
+        outside = outputs[(outputs < 0) | (outputs >= (self.classes or np.inf))]
+        if outside.size:
+            raise BadInput(f"the file gave class {outside.flat[0]}; [output] says classes = {self.classes}")
+        return outputs[:, None] if wanted == 1 else outputs
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Logits (B, class_offset + classes, ...) without the offset: (B, classes, ...).
@@ -226,6 +265,20 @@ class Output:
         if self.classes is not None and (found[:, 5] >= self.classes).any():
             raise BadInput(f"the network found class {found[:, 5].max():g}; [output] says classes = {self.classes}")
         return found[found[:, 5] >= 0]
+
+
+def check_plain(input: Input, output: Output, where: str) -> None:
+    """That a network takes floats and gives scores, as everything before the finished file works on.
+
+    Raises:
+        BadInput: it is a finished, camera-ready file's.
+    """
+    for section, value, form in (("input", input, "float_nchw"), ("output", output, "scores")):
+        if value.form != form:
+            raise BadInput(
+                f"{where}: [{section}] form = {value.form!r} is a finished file's; give the plain file, and ask for "
+                f"{section} = {value.form!r} in [export]"
+            )
 
 
 def _checked(image: np.ndarray) -> np.ndarray:

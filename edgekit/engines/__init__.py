@@ -1,4 +1,5 @@
-"""Programs that run a file: `load(path)` gives a session whose `run(batch)` gives the outputs.
+"""Programs that run a file: `load(path)` gives a session whose `run(batch)` gives the first output for a batch of
+`dtype` and (B, *`shape`): float32 (C, H, W), or uint8 (H, W, C) where the file takes a camera's pixels.
 
 Each has `missing()`, why it cannot run here, `version()`, `executed_ops(path)` and `int8_convs(path)`.
 """
@@ -8,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgekit.engines import onnxruntime, openvino
 from edgekit.engines.tensorrt import TENSORRT
@@ -22,6 +25,14 @@ def engine(name: str) -> Any:
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
     return ENGINES[name]
+
+
+def noise(session: Any, size: int) -> np.ndarray:
+    """A batch that a session takes, of `size` inputs or of its fixed number: normal values, or any pixels."""
+    rng, shape = np.random.default_rng(0), (session.batch or size, *session.shape)
+    if session.dtype == np.uint8:
+        return rng.integers(0, 256, shape, np.uint8)
+    return rng.standard_normal(shape, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

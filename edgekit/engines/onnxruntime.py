@@ -14,15 +14,17 @@ from edgekit.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A loaded file. `shape` is (C, H, W) of its input; `batch` is its fixed batch size, or None where it is free."""
+    """A loaded file. `shape` is (C, H, W) of its float32 input, or (H, W, C) of one that takes uint8 pixels (`dtype`);
+    `batch` is its fixed batch size, or None where it is free."""
 
     raw: Any
     name: str
     shape: tuple[int, ...]
     batch: int | None
+    dtype: type[np.generic] = np.float32
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """The first output for a float32 batch of (B, C, H, W); a file of fixed batch is run piece by piece."""
+        """The first output for a batch of (B, *shape); a file of fixed batch is run piece by piece."""
         if self.batch is None or len(batch) == self.batch:
             return self.raw.run(None, {self.name: batch})[0]
         if len(batch) % self.batch:
@@ -60,15 +62,22 @@ def load(model: Path | bytes, threads: int = 0, optimise: bool = True, profile: 
     return _session(raw, label)
 
 
+TYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+
+
 def _session(raw: Any, label: str) -> Session:
     inputs = raw.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+    if len(inputs) != 1 or inputs[0].type not in TYPES or len(inputs[0].shape) != 4:
         found = ", ".join(f"{item.name}: {item.type} {item.shape}" for item in inputs)
-        raise BadInput(f"{label}: needs one float input of (batch, channels, height, width), found {found}")
+        raise BadInput(
+            f"{label}: needs one float input of (batch, channels, height, width), or one of uint8 (batch, height, "
+            f"width, channels); found {found}"
+        )
     first, *shape = inputs[0].shape
     if not all(isinstance(size, int) for size in shape):
         raise BadInput(f"{label}: its input is {inputs[0].shape}; channels, height and width must be fixed numbers")
-    return Session(raw, inputs[0].name, tuple(shape), first if isinstance(first, int) else None)
+    batch = first if isinstance(first, int) else None
+    return Session(raw, inputs[0].name, tuple(shape), batch, TYPES[inputs[0].type])
 
 
 def missing() -> str | None:

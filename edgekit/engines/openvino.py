@@ -23,14 +23,15 @@ INT8 = ("u8", "i8")
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A loaded file. `shape` is (C, H, W) of its input; `batch` is its fixed batch size, or None where it is free."""
+    """A loaded file, as ONNX Runtime's `Session`."""
 
     request: Any
     shape: tuple[int, ...]
     batch: int | None
+    dtype: type[np.generic] = np.float32
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """The first output for a float32 batch of (B, C, H, W); a file of fixed batch is run piece by piece."""
+        """The first output for a batch of (B, *shape); a file of fixed batch is run piece by piece."""
         size = self.batch or len(batch)
         parts = []
         for start in range(0, len(batch), size):
@@ -59,7 +60,8 @@ def load(model: Path | bytes, threads: int = 0, optimise: bool = True) -> Sessio
             f"{', '.join(str(item.get_partial_shape()) for item in compiled.inputs)}"
         )
     sizes = tuple(size.get_length() for size in shape)
-    return Session(compiled.create_infer_request(), sizes, None if first.is_dynamic else first.get_length())
+    batch = None if first.is_dynamic else first.get_length()
+    return Session(compiled.create_infer_request(), sizes, batch, compiled.input(0).get_element_type().to_dtype().type)
 
 
 def missing() -> str | None:

@@ -204,7 +204,7 @@ TENSORRT = {
 
 
 class Session:
-    """A built engine on the GPU. `shape` is (C, H, W) of its input; `batch` is its fixed batch size, or None."""
+    """A built engine on the GPU, as ONNX Runtime's `Session`."""
 
     def __init__(self, runtime: TensorRT, engine: Any) -> None:
         self._trt = _library(runtime.module)[0]
@@ -214,6 +214,7 @@ class Session:
         self.name, self._outputs = inputs[0], [name for name in names if name not in inputs]
         first, *shape = engine.get_tensor_shape(self.name)
         self.shape, self.batch = tuple(shape), first if first > 0 else None
+        self.dtype = self._trt.nptype(engine.get_tensor_dtype(self.name))
         self._largest = self.batch or BATCHES[2]
         self._buffers = self._allocate(names)
 
@@ -227,7 +228,7 @@ class Session:
         return np.empty(tuple(context.get_tensor_shape(name)), kind)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """The first output for a float32 batch of (B, C, H, W), in pieces of the largest size that was built for."""
+        """The first output for a batch of (B, *shape), in pieces of the largest size that was built for."""
         if len(batch) > self._largest:
             parts = range(0, len(batch), self._largest)
             return np.concatenate([self.run(batch[start : start + self._largest]) for start in parts])
@@ -242,7 +243,7 @@ class Session:
         context.set_input_shape(self.name, batch.shape)
         for name, buffer in self._buffers.items():
             context.set_tensor_address(name, buffer.address)
-        self._buffers[self.name].write(np.ascontiguousarray(batch, np.float32))
+        self._buffers[self.name].write(np.ascontiguousarray(batch, self.dtype))
         if not context.execute_async_v3(self._stream.address):
             raise BadInput("TensorRT could not run the engine; its log has the reason")
         self._stream.wait()

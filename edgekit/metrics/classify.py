@@ -34,6 +34,17 @@ def classify_hits(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarra
     return hits
 
 
+def chosen_hits(chosen: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """As `classify_hits`, of the best classes of each row, int64 (B, k): "top5" needs k of 5 or more.
+
+    Of classes that tie for the fifth place the file gave one; `classify_hits` counts all of them.
+    """
+    hits = {"top1": chosen[:, 0] == labels}
+    if chosen.shape[1] >= 5:
+        hits["top5"] = (chosen[:, :5] == labels[:, None]).any(axis=1)
+    return hits
+
+
 def classify_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """{"top1", "top5"} of logits (N, classes) and labels (N,), in percent; see `classify_hits`.
 
@@ -52,12 +63,17 @@ class Classify:
         self._indices: list[int] = []
 
     def add(self, outputs: np.ndarray, truths: np.ndarray, indices: Sequence[int]) -> None:
-        logits = self._output.scores(np.asarray(outputs))
-        if not self._hits:
-            check_labels(self._samples, logits.shape[1])
-        for name, hits in classify_hits(logits, truths).items():
+        for name, hits in self._counted(np.asarray(outputs), truths).items():
             self._hits.setdefault(name, []).extend(hits.tolist())
         self._indices.extend(indices)
+
+    def _counted(self, outputs: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+        scored = self._output.form == "scores"
+        found = self._output.scores(outputs) if scored else self._output.chosen(outputs)
+        classes = found.shape[1] if scored else self._output.classes
+        if not self._hits and classes is not None:
+            check_labels(self._samples, classes)
+        return classify_hits(found, truths) if scored else chosen_hits(found, truths)
 
     @property
     def counts(self) -> tuple[dict[str, list[bool]], list[int]]:

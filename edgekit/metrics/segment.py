@@ -29,17 +29,21 @@ def confusion(logits: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """
     if logits.ndim != 4 or len(logits) != len(masks):
         raise BadInput(f"logits must be (B, classes, H, W) with masks (B, H, W); got {logits.shape} and {masks.shape}")
-    if logits.shape[2:] != masks.shape[1:]:
-        found, wanted = ("×".join(map(str, shape)) for shape in (logits.shape[2:], masks.shape[1:]))
+    if np.isnan(logits).any():
+        raise BadInput("the network's output holds NaN; look for an overflow (fp16?) or broken weights")
+    return chosen_confusion(logits.argmax(axis=1), masks, logits.shape[1])
+
+
+def chosen_confusion(answers: np.ndarray, masks: np.ndarray, classes: int) -> np.ndarray:
+    """`confusion` of answers that are classes already, whole numbers (B, H, W)."""
+    if answers.shape[1:] != masks.shape[1:]:
+        found, wanted = ("×".join(map(str, shape)) for shape in (answers.shape[1:], masks.shape[1:]))
         raise BadInput(
             f"the network's output is {found} and the labels, of its input's size, are {wanted}; "
             "let the network scale its output up to its input"
         )
-    if np.isnan(logits).any():
-        raise BadInput("the network's output holds NaN; look for an overflow (fp16?) or broken weights")
-    classes = logits.shape[1]
     known = masks != IGNORE
-    pairs = masks[known].astype(np.int64) * classes + logits.argmax(axis=1)[known]
+    pairs = masks[known].astype(np.int64) * classes + answers[known]
     return np.bincount(pairs, minlength=classes**2).astype(np.int64).reshape(classes, classes)
 
 
@@ -69,13 +73,20 @@ class Segment:
         self._counts: np.ndarray | None = None
 
     def add(self, outputs: np.ndarray, truths: np.ndarray, indices: Sequence[int]) -> None:
-        logits = self._output.scores(np.asarray(outputs))
-        classes = logits.shape[1]
+        scored, outputs = self._output.form == "scores", np.asarray(outputs)
+        found = self._output.scores(outputs) if scored else self._output.chosen(outputs)
+        classes = found.shape[1] if scored else self._known_classes()
         if self._counts is None:
             check_names(self._samples, classes)
             self._counts = np.zeros((classes, classes), np.int64)
         check_masks(self._samples, truths, indices, classes)
-        self._counts += confusion(logits, truths)
+        self._counts += confusion(found, truths) if scored else chosen_confusion(found, truths, classes)
+
+    def _known_classes(self) -> int:
+        """Masks do not tell how many classes there are. Raises BadInput where [output] does not either."""
+        if self._output.classes is None:
+            raise BadInput("the file gives masks; write [output] classes, the number of its classes")
+        return self._output.classes
 
     @property
     def counts(self) -> np.ndarray | None:
