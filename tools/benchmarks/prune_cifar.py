@@ -8,14 +8,14 @@ all 10,000 test pictures. The recipe's steps are the tables below; a row holds t
 Each tool has several settings; the one that scores best on 5,000 held training pictures after pruning and re-estimating
 is taken, for both alike. Counts need not be multiples of 8, since Torch-Pruning's are not either. It can prune inside
 the blocks only (it breaks on the padded shortcuts); its network is taken over by `prune_peer`, and has no step of
-reconstruction. ResNet-20 shows TAS beside both.
+reconstruction. `edgekit_plain` goes without that step, too. ResNet-20 shows TAS beside both.
 """
 
 import functools
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import prune_peer as peer
@@ -61,21 +61,28 @@ LEARN: Row = {
 }  # fmt: skip
 CE, KD = {"name": "finetune", **LEARN}, {"name": "distil", "loss": "kd", **LEARN}
 # Point -> the steps after pruning; the trained ones are repeated for every seed.
-POINTS: dict[str, Steps] = {
+PLAIN: dict[str, Steps] = {
+    "pruned": (),
+    "reestimated": (REESTIMATE,),
+    "ce": (REESTIMATE, CE),
+    "kd": (REESTIMATE, KD),
+}
+RECONSTRUCTED: dict[str, Steps] = {
     "pruned": (),
     "reconstructed": (RECONSTRUCT,),
-    "reestimated": (RECONSTRUCT, REESTIMATE),
-    "ce": (RECONSTRUCT, REESTIMATE, CE),
-    "kd": (RECONSTRUCT, REESTIMATE, KD),
+    **{point: (RECONSTRUCT, *steps) for point, steps in PLAIN.items() if steps},
 }
 TRAINED = ("ce", "kd")
+# Network, the name of the run, whose settings prune, the points after it.
 RUNS = (
-    ("cifar_resnet_56", "edgekit"),
-    ("cifar_resnet_56", "torch_pruning"),
-    ("cifar_resnet_20", "edgekit"),
-    ("cifar_resnet_20", "torch_pruning"),
-    ("cifar_resnet_20", "tas"),
+    ("cifar_resnet_56", "edgekit", "edgekit", RECONSTRUCTED),
+    ("cifar_resnet_56", "torch_pruning", "torch_pruning", PLAIN),
+    ("cifar_resnet_56", "edgekit_plain", "edgekit", PLAIN),
+    ("cifar_resnet_20", "edgekit", "edgekit", RECONSTRUCTED),
+    ("cifar_resnet_20", "torch_pruning", "torch_pruning", PLAIN),
+    ("cifar_resnet_20", "tas", "tas", PLAIN),
 )
+CLAIMED = (("cifar_resnet_56", "edgekit"), ("cifar_resnet_20", "edgekit"), ("cifar_resnet_20", "tas"))
 TAS_MINUTES = 120
 
 
@@ -83,32 +90,29 @@ def cifar(only: list[str]) -> None:
     for network in NETWORKS:
         if not only or network in only:
             measure(network, "unpruned", "base", (), 0)
-    for network, tool, point, seed in wanted(only):
-        if tool == "torch_pruning" and peer.missing():
-            print(peer.missing(), flush=True)
-            continue
-        after = POINTS[point]
-        if point == "reconstructed" and tool != "edgekit":
-            continue
-        if tool != "edgekit":
-            after = tuple(step for step in after if step is not RECONSTRUCT)
-        if unknown := unknown_passes(after) + unknown_passes(SETTINGS[tool] if tool != "torch_pruning" else ()):
-            print(f"{network}, {tool}, {point}: this edgekit has no pass {unknown[0]!r}, left out", flush=True)
-            continue
-        measure(network, tool, point, (setting(network, tool), *after), seed)
+    for seed in SEEDS:  # one seed of everything first
+        for network, run, tool, points in RUNS:
+            if only and not {network, run} & set(only):
+                continue
+            if reason := missing(tool, points):
+                print(f"{network}, {run}: {reason}", flush=True)
+            for point, steps in points.items():
+                usable = not missing(tool, {point: steps})
+                if usable and (seed == 0 or point in TRAINED):
+                    measure(network, run, point, (setting(network, tool), *steps), seed)
 
 
-def wanted(only: list[str]) -> Iterator[tuple[str, str, str, int]]:
-    """(network, tool, point, seed): one seed of everything first."""
-    for seed in SEEDS:
-        for network, tool in RUNS:
-            if not only or network in only:
-                for point in POINTS if seed == 0 else TRAINED:
-                    yield network, tool, point, seed
+def missing(tool: str, points: Mapping[str, Steps]) -> str | None:
+    """Why not every point can be measured."""
+    if tool == "torch_pruning" and peer.missing():
+        return peer.missing()
+    own = SETTINGS[tool] if tool != "torch_pruning" else []
+    unknown = unknown_passes([*own, *(step for steps in points.values() for step in steps)])
+    return f"this edgekit has no pass {unknown[0]!r}; what needs it is left out" if unknown else None
 
 
-def measure(network: str, tool: str, point: str, steps: Steps, seed: int) -> None:
-    key: Row = {"network": network, "tool": tool, "point": point, "seed": seed, "steps": list(steps)}
+def measure(network: str, run: str, point: str, steps: Steps, seed: int) -> None:
+    key: Row = {"network": network, "run": run, "point": point, "seed": seed, "steps": list(steps)}
     if found("cifar", **key) is not None:
         return
     before = made(network, json.dumps(steps[:-1]))
@@ -168,22 +172,22 @@ def claims() -> list[Row]:
     """edgekit's mean over the seeds above the peer's, at every point; without reconstruction the peer's last one."""
     rows = [row for row in kept("cifar") if row["point"] != "choice"]
     found = []
-    for network, tool in (("cifar_resnet_56", "edgekit"), ("cifar_resnet_20", "edgekit"), ("cifar_resnet_20", "tas")):
-        for point in POINTS:
-            ours = mean(rows, network, tool, point)
+    for network, run in CLAIMED:
+        for point in RECONSTRUCTED:
+            ours = mean(rows, network, run, point)
             theirs = mean(rows, network, "torch_pruning", "pruned" if point == "reconstructed" else point)
             if ours is not None and theirs is not None:
                 required = f"above Torch-Pruning's {theirs:.2f}"
-                found.append(claim(f"prune.{network}.{tool}.{point}", required, ours, "% top-1", ours > theirs))
-    searched = [row["minutes"] for row in rows if row["tool"] == "tas" and row["point"] == "pruned"]
+                found.append(claim(f"prune.{network}.{run}.{point}", required, ours, "% top-1", ours > theirs))
+    searched = [row["minutes"] for row in rows if row["run"] == "tas" and row["point"] == "pruned"]
     if searched:
         minutes = searched[-1]
         found.append(claim("prune.tas.minutes", f"≤ {TAS_MINUTES}", minutes, "minutes", minutes <= TAS_MINUTES))
     return found
 
 
-def mean(rows: list[Row], network: str, tool: str, point: str) -> float | None:
+def mean(rows: list[Row], network: str, run: str, point: str) -> float | None:
     """Over the seeds of the newest recipe."""
-    of_point = [row for row in rows if (row["network"], row["tool"], row["point"]) == (network, tool, point)]
+    of_point = [row for row in rows if (row["network"], row["run"], row["point"]) == (network, run, point)]
     values = [row["top1"] for row in of_point if row["steps"] == of_point[-1]["steps"]]
     return statistics.mean(values) if values else None
