@@ -32,12 +32,17 @@ sys.path.insert(0, str(ROOT))  # for the networks of the tests
 Row = dict[str, Any]
 
 
-# Rows: one JSON line each, in a file a part; a row is known by some of its entries and is never measured twice
+# Rows: one JSON line each, in a file a part. A row is known by these of its entries, and is not measured again unless
+# the steps it was made by have changed; then the newest counts.
+KEY = "network run tool way budget allocation asked point table seed round".split()
 
 
 def kept(part: str) -> list[Row]:
+    """The finished rows."""
     path = WORK / f"{part}.jsonl"
-    return [{"part": part, **json.loads(line)} for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().splitlines() if path.is_file() else []
+    rows = [{"part": part, **json.loads(line)} for line in lines]
+    return list({json.dumps([row.get(name) for name in KEY]): row for row in rows}.values())
 
 
 def keep(part: str, row: Row) -> Row:

@@ -29,7 +29,6 @@ ALLOCATIONS: dict[str, Row] = {
     "greedy": {"allocation": "greedy", "floor": 0.25},
 }
 INPUT, THREADS, SEED, ROUNDS, WITHIN = Input(size=224), 1, 0, 100, 0.1
-KEY = ("network", "budget", "allocation", "asked")
 
 
 def latency(only: list[str]) -> None:
@@ -71,7 +70,7 @@ def narrower(net: Net, table: Table, cost: str, share: float, how: str) -> Net:
 
 def claims() -> list[Row]:
     rows = kept("latency")
-    ratios = {tuple(row[key] for key in KEY): row["ratio"] for row in rows}
+    ratios = {(row["network"], row["budget"], row["allocation"], row["asked"]): row["ratio"] for row in rows}
     claims = []
     for row in rows:
         if row["budget"] == "latency":

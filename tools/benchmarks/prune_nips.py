@@ -24,7 +24,7 @@ from edgekit.rewrites.fold import for_torch
 NETWORK, FOLD, CALIBRATION = "mobilenetv2_tf", 0, 200
 INPUT, OUTPUT = NETWORKS[NETWORK]
 SHARES = (0.9, 0.8, 0.7)
-PRUNE: Row = {"name": "prune", "importance": "l2", "allocation": "greedy", "floor": 0.5}
+PRUNE: Row = {"name": "prune", "importance": "l2", "allocation": "uniform"}
 # Way -> the steps; the budget of the first is filled in.
 WAYS: dict[str, tuple[Row, ...]] = {
     "magnitude": (PRUNE,),
