@@ -19,7 +19,7 @@ import prune_latency
 import prune_nips
 import prune_peer
 from common import write
-from prune_common import Row, kept
+from prune_common import Row, forget, kept
 
 # Part -> what measures it and what is claimed of it.
 PARTS: dict[str, tuple[Callable[[list[str]], None], Callable[[], list[Row]]]] = {
@@ -35,11 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--only", nargs="+", default=[], help="of a part's networks or runs, by name")
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget the rows of an earlier run, e.g. on a busy machine"
+    )
     parser.add_argument("--write", action="store_true", help="measure nothing")
     given = parser.parse_args()
     if wrong := set(given.parts) - PARTS.keys():
         parser.error(f"no part {min(wrong)!r}; there are {', '.join(PARTS)}")
     for part in [] if given.write else given.parts or PARTS:
+        if given.fresh:
+            forget(part, given.only)
         PARTS[part][0](given.only)
         result()
     if given.write:

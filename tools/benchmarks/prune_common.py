@@ -53,6 +53,13 @@ def keep(part: str, row: Row) -> Row:
     return row
 
 
+def forget(part: str, only: Sequence[str]) -> None:
+    """Drop the part's rows, or those of some networks, so that they are measured again."""
+    rows = [row for row in kept(part) if only and row["network"] not in only]
+    if (path := WORK / f"{part}.jsonl").is_file():
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def found(part: str, **key: Any) -> Row | None:
     """The finished row with these entries."""
     return next((row for row in kept(part) if all(row.get(name) == value for name, value in key.items())), None)

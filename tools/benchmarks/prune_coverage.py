@@ -53,6 +53,7 @@ HELD: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: regression.Attention(True),
     "multihead": lambda: regression.Attention(False),
 }
+TOOLS = ("edgekit", "torch_pruning")
 LIMITS_S = {"mobilenet_v2": 3, "resnet_50": 3, "densenet_201": 20, "hardnet_85": 20}
 
 
@@ -108,7 +109,7 @@ def coverage_claims() -> list[Row]:
 def times(only: list[str]) -> None:
     for name in only or LIMITS_S:
         for round_ in range(ROUNDS):
-            for tool in ("edgekit", "torch_pruning"):
+            for tool in TOOLS:
                 if tool == "torch_pruning" and peer.missing():
                     print(peer.missing(), flush=True)
                 elif found("times", network=name, tool=tool, round=round_) is None:
@@ -147,13 +148,21 @@ def last_linear(module: nn.Module) -> str:
 def times_claims() -> list[Row]:
     claims = []
     for name, limit in LIMITS_S.items():
-        rows = [row for row in kept("times") if row["network"] == name]
-        walls = {tool: [row["wall_s"] for row in rows if row["tool"] == tool] for tool in ("edgekit", "torch_pruning")}
-        if not walls["edgekit"]:
+        rows = {tool: [r for r in kept("times") if (r["network"], r["tool"]) == (name, tool)] for tool in TOOLS}
+        if not rows["edgekit"]:
             continue
-        median = statistics.median(walls["edgekit"])
-        failed = any(row["error"] for row in rows if row["tool"] == "torch_pruning")
-        beside = "fails" if failed else f"{statistics.median(walls['torch_pruning'] or [float('nan')]):.1f} s"
-        required = f"≤ {limit} s, median of {len(walls['edgekit'])} (Torch-Pruning: {beside})"
-        claims.append(claim(f"prune.seconds.{name}", required, median, "s", median <= limit))
+        seconds, cpu = (statistics.median(row[key] for row in rows["edgekit"]) for key in ("wall_s", "cpu_s"))
+        required = (
+            f"≤ {limit} s, median of {len(rows['edgekit'])} (of it CPU {cpu:.1f} s; {beside(rows['torch_pruning'])})"
+        )
+        claims.append(claim(f"prune.seconds.{name}", required, seconds, "s", seconds <= limit))
     return claims
+
+
+def beside(rows: list[Row]) -> str:
+    if not rows:
+        return "Torch-Pruning: not measured"
+    if errors := [row["error"] for row in rows if row["error"]]:
+        return f"Torch-Pruning fails: {errors[0][:80]}"
+    wall, cpu = (statistics.median(row[key] for row in rows) for key in ("wall_s", "cpu_s"))
+    return f"Torch-Pruning: {wall:.1f} s, CPU {cpu:.1f} s"
