@@ -20,21 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import claim, write
+from common import claim, score_file, write
 from torch import nn
 
 from edgekit import data as datasets
 from edgekit.context import PassContext
 from edgekit.data import Data, Input, Output, Samples
-from edgekit.engines import engine
 from edgekit.evaluate import evaluate
-from edgekit.export import export, serialise
 from edgekit.job import torch_predict
 from edgekit.net import Net, build, parse_spec
 from edgekit.passes import Distil, Finetune
 from edgekit.profile import ratio_interval
 from edgekit.progress import track
-from edgekit.targets import target
 from edgekit.train.augment import Augment
 from edgekit.train.losses import LABEL_LOSSES, TEACHER_LOSSES
 from edgekit.weights import load_into
@@ -105,12 +102,6 @@ def network(spec: str, seed: int = 0) -> Net:
     return Net(source, (), build(source))
 
 
-def score_file(net: Net, samples: Samples) -> float:
-    """Top-1 of the exported file in ONNX Runtime."""
-    model = export(net.module, INPUT, OUTPUT, target("onnxruntime")).model
-    return evaluate(engine("onnxruntime").load(serialise(model)).run, samples, INPUT, OUTPUT).metrics["top1"]
-
-
 def trained_teacher(depth: int) -> nn.Module:
     """A given CIFAR ResNet, fine-tuned for one epoch on 20,000 of these JPEGs."""
     from safetensors.torch import load_file, save_file
@@ -161,7 +152,12 @@ def train(name: str, seed: int, data: Data, teachers: dict[int, nn.Module]) -> N
     for memory in memories:
         memory.save()
     top1_torch = evaluate(torch_predict(done.module), data.role("test"), INPUT, OUTPUT).metrics["top1"]
-    row = {"loss": name, "seed": seed, "top1": score_file(done, data.role("test")), "top1_torch": top1_torch}
+    row = {
+        "loss": name,
+        "seed": seed,
+        "top1": score_file(done, data.role("test"), INPUT, OUTPUT),
+        "top1_torch": top1_torch,
+    }
     keep({**row, "settings": {**fields, **changes}, "minutes": round((time.monotonic() - began) / 60, 1)})
 
 
