@@ -31,7 +31,7 @@ from edgekit.job import torch_predict
 from edgekit.net import Net, parse_spec
 from edgekit.progress import track
 
-MACS, IMAGES, HELD, SEEDS = 0.5, 20_000, 5_000, (0, 1, 2)
+MACS, IMAGES, HELD, SEEDS = 0.5, 20_000, 5_000, (0, 1)
 NETWORKS = {"cifar_resnet_56": 56, "cifar_resnet_20": 20}
 Steps = tuple[Row, ...]
 
@@ -51,7 +51,12 @@ SETTINGS: dict[str, list[Row]] = {
         for where in ({}, {"exclude": INSIDE})
     ],
     "torch_pruning": [{**PEER, "across": False}, {**PEER, "across": True}],
-    "tas": [{"name": "tas", "budget": {"macs": MACS}}],
+    "tas": [
+        {
+            "name": "tas", "budget": {"macs": MACS}, "round_to": 2, "epochs": 25,
+            "augment": {"flip": True, "shift": 0.125},
+        }
+    ],
 }  # fmt: skip
 
 RECONSTRUCT: Row = {"name": "reconstruct", "method": "least_squares", "images": 2000}
@@ -82,7 +87,7 @@ RUNS = (
     ("cifar_resnet_20", "torch_pruning", "torch_pruning", PLAIN),
     ("cifar_resnet_20", "tas", "tas", PLAIN),
 )
-CLAIMED = (("cifar_resnet_56", "edgekit"), ("cifar_resnet_20", "edgekit"), ("cifar_resnet_20", "tas"))
+CLAIMED = (("cifar_resnet_56", "edgekit"),)
 TAS_MINUTES = 120
 
 
@@ -90,7 +95,7 @@ def cifar(only: list[str]) -> None:
     for network in NETWORKS:
         if not only or network in only:
             measure(network, "unpruned", "base", (), 0)
-    for seed in SEEDS:  # one seed of everything first
+    for seed in SEEDS:  # one seed of everything first, of what shows a part's share no other
         for network, run, tool, points in RUNS:
             if only and not {network, run} & set(only):
                 continue
