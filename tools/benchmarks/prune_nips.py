@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from common import claim, score_file
-from int8 import NETWORKS, folds
+from int8_files import NETWORKS, fold_indices
 from prune_common import DATA, Row, applied, context, found, keep, kept, unknown_passes
 
 from edgekit import data as datasets
@@ -36,7 +36,7 @@ WAYS: dict[str, tuple[Row, ...]] = {
 
 def nips(only: list[str]) -> None:
     samples = datasets.load([f"test=csv:{DATA / 'nips17' / 'labels.csv'}"]).role("test")
-    chosen, rest = folds(len(samples), FOLD)
+    chosen, rest = fold_indices(FOLD)
     calibrate, test = (
         dataclasses.replace(samples, items=tuple(samples.items[i] for i in part)) for part in (chosen, rest)
     )
