@@ -59,7 +59,7 @@ SETTINGS: dict[str, list[Row]] = {
     ],
 }  # fmt: skip
 
-RECONSTRUCT: Row = {"name": "reconstruct", "method": "least_squares", "images": 2000}
+RECONSTRUCT: Row = {"name": "reconstruct", "method": {"name": "least_squares", "images": 2000}}
 REESTIMATE: Row = {"name": "reestimate", "images": 2000}
 LEARN: Row = {
     "epochs": 1, "batch": 64, "lr": 0.02, "weight_decay": 5e-4, "augment": {"flip": True, "shift": 0.125}, "score": 0,

@@ -30,7 +30,7 @@ WAYS: dict[str, tuple[Row, ...]] = {
     "magnitude": (PRUNE,),
     "data_free": (PRUNE, {"name": "reconstruct", "method": "udfc"}),
     "merging": (PRUNE, {"name": "reconstruct", "method": "merging"}),
-    "data_driven": (PRUNE, {"name": "reconstruct", "method": "least_squares", "images": CALIBRATION}),
+    "data_driven": (PRUNE, {"name": "reconstruct", "method": {"name": "least_squares", "images": CALIBRATION}}),
 }
 
 
