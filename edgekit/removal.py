@@ -64,6 +64,12 @@ def layers_of(group: Group) -> list[str]:
     return sorted({name.rpartition(".")[0] for name, _ in group.slots})
 
 
+def makers_of(module: nn.Module, group: Group) -> list[str]:
+    """The layers whose outputs the group's channels are, norms and depthwise convolutions among them."""
+    sides = (layer_side(module, axis) for axis in group.slots)
+    return sorted({layer for layer, side in sides if side == "out"})
+
+
 def _editable(module: nn.Module, group: Group) -> bool:
     try:
         for axis in group.slots:

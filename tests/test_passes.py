@@ -88,8 +88,17 @@ def test_prune_removes_the_weakest(net, ctx):
 
 def test_prune_excludes_by_glob(net, ctx):
     pruned = Prune(budget={"macs": 0.85}, exclude=("blocks.1.*", "stem*"))(net, ctx)
-    touched = {edit.layer for edit in pruned.edits}
-    assert not any(name.startswith(("blocks.1.", "stem")) for name in touched) and touched
+    made = {edit.layer for edit in pruned.edits if edit.dim == "out"}
+    assert not any(name.startswith(("blocks.1.", "stem")) for name in made) and made
+
+
+def test_a_layer_is_excluded_without_those_that_it_reads(net, ctx):
+    """The narrow streams of a MobileNetV2 stay, what is expanded between them does not."""
+    pruned = Prune(budget={"macs": 0.8}, exclude=("stem*", "*.project.*", "head*"))(net, ctx)
+    made = {edit.layer for edit in pruned.edits if edit.dim == "out"}
+    read = {edit.layer for edit in pruned.edits if edit.dim == "in"}
+    assert made and all(".expand." in name or ".depthwise." in name for name in made)
+    assert read and all(".project." in name for name in read)
 
 
 def test_prune_explains_what_it_cannot_do(net, ctx):

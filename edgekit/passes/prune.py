@@ -24,7 +24,7 @@ from edgekit.net import Net
 from edgekit.passes.allocation import ALLOCATIONS, Allocation, given_back
 from edgekit.passes.importance import IMPORTANCES, Importance
 from edgekit.passes.importance.l2 import L2
-from edgekit.removal import FEWEST, block_rows, edits, holds, keep_count, layers_of, prunable
+from edgekit.removal import FEWEST, block_rows, edits, holds, keep_count, layers_of, makers_of, prunable
 from edgekit.schema import chosen
 
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -44,8 +44,8 @@ class Prune:
         allocation: how many of them each layer keeps: the same share, all above one importance, or the least important
             for what it costs first.
         round_to: channel counts stay multiples of this, since odd widths are slow.
-        exclude: globs over layer names; groups that hold such a layer are left alone.
-        floor: the share of its channels that every layer keeps at least, or shares by globs over layer names.
+        exclude: globs over layer names; the channels that such a layer puts out stay.
+        floor: the share of the channels that it puts out which a layer keeps at least, for all or by globs over layers.
     """
 
     budget: dict[Cost, Share]
@@ -70,7 +70,7 @@ class Prune:
                 f"{self._reached(problem, problem.sizes)} of the uncompressed network; ask for less"
             )
         if not problem.met(problem.floors):
-            raise BadInput(self._out_of_reach(problem, groups, found))
+            raise BadInput(self._out_of_reach(problem, groups, found, net))
         kept = given_back(problem, ALLOCATIONS[self.allocation](problem))
         removed = [problem.ranking(number)[count:].tolist() for number, count in enumerate(kept.tolist())]
         if not holds(net.module, ctx.input.shape, groups, removed, found.classes):
@@ -90,7 +90,8 @@ class Prune:
                     raise BadInput(f"prune: {field} = {pattern!r} matches no layer")
         for name, reason in sorted(found.frozen.items()):
             ctx.log(f"prune: {name} stays, {reason}")
-        groups = [g for g in found.groups if not self._excluded(g) and self._floor(g) < g.size]
+        free = [group for group in found.groups if not self._excluded(group, net)]
+        groups = [group for group in free if self._floor(group, net) < group.size]
         if not groups:
             raise BadInput(
                 f"prune: no channels of this network can be removed in blocks of {self.round_to}"
@@ -103,7 +104,7 @@ class Prune:
         if "latency" in self.budget:
             model.add("latency", ctx.layer_latency(net).layer_cost())
         steps = np.array([block_rows(group, self.round_to) for group in groups])
-        floors = np.array([self._floor(group) for group in groups])
+        floors = np.array([self._floor(group, net) for group in groups])
         limits = ctx.limits(self.budget)
         scores = self.importance.scores(net, groups, ctx)
         for group, each in zip(groups, scores):
@@ -111,13 +112,14 @@ class Prune:
                 raise BadInput(f"prune: {self.importance.name} of {group.name} is not finite; look at its weights")
         return Allocation(model, scores, steps, floors, limits)
 
-    def _excluded(self, group: Group) -> bool:
-        return any(fnmatch.filter(layers_of(group), pattern) for pattern in self.exclude)
+    def _excluded(self, group: Group, net: Net) -> bool:
+        return any(fnmatch.filter(makers_of(net.module, group), pattern) for pattern in self.exclude)
 
-    def _floor(self, group: Group) -> int:
+    def _floor(self, group: Group, net: Net) -> int:
         """Rows that stay at least: one block, or the largest floor asked for."""
         if isinstance(self.floor, dict):
-            share = max((s for glob, s in self.floor.items() if fnmatch.filter(layers_of(group), glob)), default=0.0)
+            makers = makers_of(net.module, group)
+            share = max((s for glob, s in self.floor.items() if fnmatch.filter(makers, glob)), default=0.0)
         else:
             share = self.floor
         return keep_count(group.size, max(share, FEWEST / group.size), block_rows(group, self.round_to))
@@ -136,29 +138,29 @@ class Prune:
         shares = {name: problem.costs.metrics[name].total(kept) / limit for name, limit in problem.limits.items()}
         return ", ".join(f"{name} {shares[name] * asked:.3f} (asked {asked})" for name, asked in self.budget.items())
 
-    def _out_of_reach(self, problem: Allocation, groups: Sequence[Group], found: Ties) -> str:
+    def _out_of_reach(self, problem: Allocation, groups: Sequence[Group], found: Ties, net: Net) -> str:
         """How far it can go, and of the budget that is furthest from met the three layers that hold it back most."""
         metrics, floors = problem.costs.metrics, problem.floors
         worst = max(problem.limits, key=lambda name: metrics[name].total(floors) / problem.limits[name])
         total = metrics[worst].total(floors)
         by_layer = sorted(metrics[worst].by_layer(floors).items(), key=lambda item: -item[1])[:3]
         held = "; ".join(
-            f"{layer or 'top'} {cost / total:.0%}, {self._why(layer, groups, found)}" for layer, cost in by_layer
+            f"{layer or 'top'} {cost / total:.0%}, {self._why(layer, groups, found, net)}" for layer, cost in by_layer
         )
         return (
             f"prune: the budget is out of reach; with {self.round_to} channels or the floor in every group it comes to "
             f"{self._reached(problem, floors)}. What is left of {worst}: {held}"
         )
 
-    def _why(self, layer: str, groups: Sequence[Group], found: Ties) -> str:
+    def _why(self, layer: str, groups: Sequence[Group], found: Ties, net: Net) -> str:
         """Why the channels that a layer makes, or else those it reads, do not get fewer."""
         of_layer = [group for group in found.groups if layer in layers_of(group)]
-        own = [group for group in of_layer if any(axis == (f"{layer}.weight", 0) for axis in group.slots)]
+        own = [group for group in of_layer if layer in makers_of(net.module, group)]
         if not own and f"{layer}.weight" in found.frozen:
             return found.frozen[f"{layer}.weight"]
         own = own or of_layer
         if any(group in groups for group in own):
             return "at its floor"
-        if any(self._excluded(group) for group in own):
+        if any(self._excluded(group, net) for group in own):
             return "excluded"
         return f"of too few channels for blocks of {self.round_to}" if own else "has no channels of its own"

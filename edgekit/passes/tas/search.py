@@ -70,7 +70,7 @@ class Tas:
         tolerance: the cost is left alone this share of the full MACs below the budget.
         tau: of the Gumbel noise, at the start and at the end.
         round_to: channel counts stay multiples of this, since odd widths are slow.
-        exclude: globs over layers and blocks; groups that hold such a layer, and such blocks, stay.
+        exclude: globs over layers and blocks; the channels that such a layer puts out, and such blocks, stay.
         workers: processes that decode pictures beside the search.
     """
 

@@ -21,7 +21,7 @@ from edgekit.edits import DropBlock, KeepChannels
 from edgekit.errors import BadInput
 from edgekit.graph import BATCH_NORMS, Call, Graph, Shape
 from edgekit.passes.tas.choices import depth_choices, width_choices
-from edgekit.removal import block_rows, edits, holds, layer_side, layers_of, prunable
+from edgekit.removal import block_rows, edits, holds, layer_side, makers_of, prunable
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -89,7 +89,7 @@ def search_space(module: nn.Module, shape: Shape, round_to: int, exclude: Sequen
     left: dict[str, str] = {}
     groups, widths = [], []
     for group in found.groups:
-        reason = _excluded(layers_of(group), exclude) or _unfit(group, names, found.graph, norms)
+        reason = _excluded(makers_of(module, group), exclude) or _unfit(group, names, found.graph, norms)
         choices = width_choices(group.size, block_rows(group, round_to))
         if reason or len(choices) < 2:
             left[group.name] = reason or f"too few channels for blocks of {round_to}"

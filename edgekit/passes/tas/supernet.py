@@ -93,7 +93,7 @@ class Supernet(nn.Module):
                     layer, side = layer_side(self.module, axis)
                     module = self.module.get_submodule(layer)
                     if side == "in" and isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1:
-                        hook = _reads_nothing(layer, torch.from_numpy(rows[widths[1] :].flatten()))
+                        hook = _reads_nothing(layer, group.name, torch.from_numpy(rows[widths[1] :].flatten()))
                         closing.callback(module.register_forward_pre_hook(hook).remove)
             self.eval()(images)
 
@@ -278,13 +278,13 @@ class OptionNorm(nn.Module):
             getattr(norm, name).data[columns] = getattr(self, name).data
 
 
-def _reads_nothing(layer: str, closed: torch.Tensor):  # type: ignore[no-untyped-def]  # torch names no type for hooks
+def _reads_nothing(layer: str, maker: str, closed: torch.Tensor):  # type: ignore[no-untyped-def]  # torch names no type for hooks
     def look(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         axis = -1 if isinstance(module, nn.Linear) else 1
         if given[0].index_select(axis, closed).any():
             raise BadInput(
                 f"tas: {layer} reads something in channels that are left out, as an activation before it makes no zero "
-                f'of zero; write exclude = ["{layer}"], or another activation'
+                f'of zero; write exclude = ["{maker}"], or another activation'
             )
 
     return look
