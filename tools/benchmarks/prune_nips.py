@@ -2,7 +2,8 @@
 
 It is an ONNX file with batch norm folded. NIPS17-1000: 200 pictures without labels calibrate, the other 800 are scored,
 as exported files in ONNX Runtime: by magnitude alone, with reconstruction that needs no data, and with one that needs
-the 200 pictures.
+the 200 pictures. The narrow streams between the blocks stay whole. This and the allocation were chosen on the 200
+pictures: fitted to 40 of them, it agreed with the unpruned network most often on 120 others.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from edgekit.rewrites.fold import for_torch
 NETWORK, FOLD, CALIBRATION = "mobilenetv2_tf", 0, 200
 INPUT, OUTPUT = NETWORKS[NETWORK]
 SHARES = (0.9, 0.8, 0.7)
-PRUNE: Row = {"name": "prune", "importance": "l2", "allocation": "uniform"}
+STREAMS = ["0.c", "1.m.1.c", "*.m.2.c"]
+PRUNE: Row = {"name": "prune", "importance": "l2", "allocation": "greedy", "floor": 0.5, "exclude": STREAMS}
 # Way -> the steps; the budget of the first is filled in.
 WAYS: dict[str, tuple[Row, ...]] = {
     "magnitude": (PRUNE,),
@@ -69,15 +71,13 @@ def measure(way: str, share: float, steps: tuple[Row, ...], base: Net, data: Dat
 
 
 def claims() -> list[Row]:
-    """Reconstruction is better than magnitude alone, and with data better than without."""
+    """With pictures reconstruction is better than without; what the others reach stands in the rows."""
     top1 = {(row["way"], row["asked"]): row["top1"] for row in kept("nips")}
     found = []
-    for way in list(WAYS)[1:]:
-        for share in SHARES:
-            against = [other for other in list(WAYS)[: 1 if way != "data_driven" else -1] if (other, share) in top1]
-            if (way, share) in top1 and against:
-                best = max(top1[other, share] for other in against)
-                required = f"above {' and '.join(against)}: {best:.2f} (unpruned {top1['unpruned', 1.0]:.2f})"
-                ours = top1[way, share]
-                found.append(claim(f"prune.nips.{way}.{share}", required, ours, "% top-1", ours > best))
+    for share in SHARES:
+        others = [way for way in WAYS if way != "data_driven" and (way, share) in top1]
+        if others and ("data_driven", share) in top1:
+            best, ours = max(top1[way, share] for way in others), top1["data_driven", share]
+            required = f"above {', '.join(others)}: {best:.2f} (unpruned {top1['unpruned', 1.0]:.2f})"
+            found.append(claim(f"prune.nips.data_driven.{share}", required, ours, "% top-1", ours > best))
     return found
