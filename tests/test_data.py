@@ -1,8 +1,11 @@
 """edgekit.data: geometry and arithmetic of the input, sources, splits, and every kind of data that cannot be used."""
 
 import csv
+import gc
 import hashlib
 import math
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 
 from edgekit import data
 from edgekit.data import Input, Output, Sample, Samples, check_labels, role_of
+from edgekit.data.samples import in_order
 from edgekit.errors import BadInput
 from edgekit.schema import parse, to_json
 
@@ -248,6 +252,31 @@ def test_batches_read_only_a_little_ahead():
     assert next(batches)[2] == [0, 1, 2, 3]
     del batches
     assert 4 <= len(read) < 50
+
+
+def test_batches_that_nobody_reads_to_their_end_are_gone_at_once():
+    """And not when the garbage collector comes, in whichever thread, to wait there for others."""
+    gc.disable()
+    try:
+        batches = memory(40).batches(PLAIN, 4)
+        next(batches)
+        left = weakref.ref(batches)
+        del batches
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_closing_waits_for_no_thread():
+    release = threading.Event()
+    results = in_order(lambda number: release.wait() if number else number, range(9), ahead=4)
+    assert next(results) == 0
+    closing = threading.Thread(target=results.close)
+    closing.start()
+    closing.join(10)
+    stuck = closing.is_alive()
+    release.set()
+    assert not stuck
 
 
 def test_batches_refuse_nonsense():

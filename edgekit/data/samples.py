@@ -36,17 +36,17 @@ def no_progress(iterable: Iterable[T], label: str, total: int) -> Iterable[T]:  
 def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
     """`map` in a few threads, at most `ahead` results before their turn."""
     waiting: collections.deque[Future[R]] = collections.deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # Not waited for: what nobody reads to its end may be closed by the garbage collector, in whichever thread.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,47 +189,51 @@ class Batches(Iterator[Batch]):
         self, samples: Samples, input: Input, batch_size: int, order: Sequence[int], on_error: OnError
     ) -> None:
         self.skipped: list[int] = []
-        self._samples = samples
-        self._input = input
-        self._on_error = on_error
-        self._batches = self._run(batch_size, order)
+        # The generator knows nothing of this object, so that it ends with it and not at the next garbage collection.
+        self._batches = _batches(samples, input, batch_size, order, on_error, self.skipped)
 
     def __next__(self) -> Batch:
         return next(self._batches)
 
-    def _run(self, batch_size: int, order: Sequence[int]) -> Iterator[Batch]:
-        fitted: list[_Fitted] = []
-        indices: list[int] = []
-        for index, one in zip(order, in_order(self._decode, order, ahead=max(batch_size, WORKERS))):
-            if one is None:
-                self.skipped.append(index)
-                continue
-            fitted.append(one)
-            indices.append(index)
-            if len(fitted) == batch_size:
-                yield self._batch(fitted, indices)
-                fitted, indices = [], []
-        if fitted:
-            yield self._batch(fitted, indices)
 
-    def _batch(self, fitted: list[_Fitted], indices: list[int]) -> Batch:
-        x = self._input.normalised(np.stack([picture for picture, _ in fitted]))
-        truths = [truth for _, truth in fitted if truth is not None]
-        if self._samples.task == "classify":
-            return x, self._samples.labels[indices], indices
-        return x, np.stack(truths).astype(np.int64) if self._samples.task == "segment" else truths, indices
+def _batches(
+    samples: Samples, input: Input, batch_size: int, order: Sequence[int], on_error: OnError, skipped: list[int]
+) -> Iterator[Batch]:
+    fitted: list[_Fitted] = []
+    indices: list[int] = []
+    decode = functools.partial(_decoded, samples, input, on_error)
+    for index, one in zip(order, in_order(decode, order, ahead=max(batch_size, WORKERS))):
+        if one is None:
+            skipped.append(index)
+            continue
+        fitted.append(one)
+        indices.append(index)
+        if len(fitted) == batch_size:
+            yield _batch(samples, input, fitted, indices)
+            fitted, indices = [], []
+    if fitted:
+        yield _batch(samples, input, fitted, indices)
 
-    def _decode(self, index: int) -> _Fitted | None:
-        """The picture and its truth in the input's geometry, or None for a picture to skip."""
-        sample = self._samples[index]
-        try:
-            image = sample.read()
-            truth = None if sample.truth is None else sample.truth.read()
-        except BadInput:
-            if self._on_error == "skip":
-                return None
-            raise
-        return fitted(sample, image, truth, self._input)
+
+def _batch(samples: Samples, input: Input, fitted: list[_Fitted], indices: list[int]) -> Batch:
+    x = input.normalised(np.stack([picture for picture, _ in fitted]))
+    truths = [truth for _, truth in fitted if truth is not None]
+    if samples.task == "classify":
+        return x, samples.labels[indices], indices
+    return x, np.stack(truths).astype(np.int64) if samples.task == "segment" else truths, indices
+
+
+def _decoded(samples: Samples, input: Input, on_error: OnError, index: int) -> _Fitted | None:
+    """The picture and its truth in the input's geometry, or None for a picture to skip."""
+    sample = samples[index]
+    try:
+        image = sample.read()
+        truth = None if sample.truth is None else sample.truth.read()
+    except BadInput:
+        if on_error == "skip":
+            return None
+        raise
+    return fitted(sample, image, truth, input)
 
 
 # A picture uint8 (C, H, W), and its classes uint8 (H, W) or boxes float64 (n, 5).
