@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit import __version__
 from edgekit.engines import cuda
-from edgekit.profile import cpu_flags, cpu_name
+from edgekit.machine import cpu_flags, cpu_name, int8_saturates
 
 CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "pillow")
 EXTRAS = {
@@ -52,7 +52,7 @@ def _int8_advice() -> str:
     flags = cpu_flags()
     if "vnni" in flags or "dot product" in flags:
         return "full-range int8 files are right and fast here"
-    if platform.machine() in ("x86_64", "AMD64"):
+    if int8_saturates():
         return "no VNNI: full-range int8 files are wrong here; use the target onnxruntime, not onnxruntime-vnni"
     return "no dot product: int8 is right here, and may be no faster than float"
 

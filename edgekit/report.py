@@ -79,13 +79,15 @@ def table(bundle: Bundle) -> Table:
 
 
 def stand_ins(bundle: Bundle) -> list[str]:
-    """A line for each engine that scored files of another engine's target."""
+    """A line for each engine that scored files in another's place, or on another processor than theirs."""
     found: dict[str, list[str]] = {}
     for row in bundle.manifest["steps"]:
         wanted = target(row["target"]).engine
-        if row.get("engine", wanted) != wanted:
-            found.setdefault(f"scored in {row['engine']}, which stands in for {wanted}", []).append(row["file"])
-    return [f"{what}: {', '.join(names)}" for what, names in found.items()]
+        if row.get("stand_in") or row.get("engine", wanted) != wanted:
+            why = f": {row['stand_in']}" if row.get("stand_in") else ""
+            line = f"scored in {row['engine']}, which stands in for {row['target']}{why}"
+            found.setdefault(line, []).append(row["file"])
+    return [f"{what} ({', '.join(names)})" for what, names in found.items()]
 
 
 def predictions(bundle: Bundle) -> list[str]:

@@ -28,6 +28,7 @@ from edgekit.files import read_json, write_bytes, write_json
 from edgekit.graph import deterministic, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
+from edgekit.machine import machine
 from edgekit.net import Net, edits_to_json, state_sha256
 from edgekit.onnx_file import read, read_io
 from edgekit.parallel import join
@@ -339,7 +340,7 @@ def _row(
     """What is known of a file: its cost, its bytes, and its metrics in the engine that the row names."""
     runtime = runner(wanted)
     score = job.score(runtime.load(path).run, io=read_io(path))
-    where = "" if runtime.name == wanted.engine else f" ({runtime})"
+    where = "" if runtime.reason is None else f" ({runtime})"
     job.log(f"{stage}: " + ", ".join(f"{name} {value:.2f}" for name, value in score.metrics.items()) + where)
     return {
         "stage": stage,
@@ -348,6 +349,7 @@ def _row(
         "precision": precision,
         "engine": runtime.name,
         "engine_version": engine(runtime.name).version(),
+        "stand_in": runtime.reason,
         **cost,
         "size_bytes": path.stat().st_size,
         "metrics": score.metrics,
@@ -387,7 +389,7 @@ def _seal(
         "runs": {
             "started": started.isoformat(timespec="seconds"),
             "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": profile.machine(),
+            "machine": machine(),
             "python": platform.python_version(),
         },
     }

@@ -14,6 +14,7 @@ class Target:
         opset, ir_version: what every writer of a file for this target sets.
         stand_in: the engine that scores the file where `engine` cannot run. It computes what the file says, Q/DQ by
             Q/DQ; its times say nothing about the target.
+        full_range: int8 weights may reach ±127 in kernels that on x86 saturate without VNNI.
     """
 
     name: str
@@ -21,11 +22,12 @@ class Target:
     opset: int
     ir_version: int
     stand_in: str | None = None
+    full_range: bool = False
 
 
 TARGETS = {
     "onnxruntime": Target("onnxruntime", "onnxruntime", opset=20, ir_version=10),
-    "onnxruntime-vnni": Target("onnxruntime-vnni", "onnxruntime", opset=20, ir_version=10),
+    "onnxruntime-vnni": Target("onnxruntime-vnni", "onnxruntime", opset=20, ir_version=10, full_range=True),
     "openvino": Target("openvino", "openvino", opset=20, ir_version=10, stand_in="onnxruntime"),
     # TensorRT 10.3, the one of JetPack 6, reads opsets up to 20.
     "tensorrt": Target("tensorrt", "tensorrt", opset=20, ir_version=10, stand_in="onnxruntime"),

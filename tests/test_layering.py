@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "edgekit"
 # Left to right: a module imports only from its own group or from groups to its left.
 LAYERS = [
     {"errors"},
-    {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data"},
+    {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine"},
     {"cards", "targets", "data", "nets"},
     {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"labels"},

@@ -15,9 +15,13 @@ import numpy as np
 from edgekit.engines import onnxruntime, openvino
 from edgekit.engines.tensorrt import TENSORRT
 from edgekit.errors import BadInput, unknown
+from edgekit.machine import int8_saturates
 from edgekit.targets import Target
 
 ENGINES: dict[str, Any] = {"onnxruntime": onnxruntime, "openvino": openvino, **TENSORRT}
+
+
+NO_VNNI = "this processor has no VNNI, and its int8 kernels would saturate"
 
 
 def engine(name: str) -> Any:
@@ -41,7 +45,7 @@ class Runner:
 
     Attributes:
         name: of the engine.
-        reason: why this is not the target's own engine; None where it is.
+        reason: why this is not the target's own engine, or not on the target's processor; None where it is.
     """
 
     name: str
@@ -74,7 +78,7 @@ def runner(wanted: Target) -> Runner:
     """
     reason = engine(wanted.engine).missing()
     if reason is None:
-        return Runner(wanted.engine)
+        return Runner(wanted.engine, NO_VNNI if wanted.full_range and int8_saturates() else None)
     if wanted.stand_in is None:
         raise BadInput(f"{wanted.engine} cannot run a file here: {reason}")
     return Runner(wanted.stand_in, reason)

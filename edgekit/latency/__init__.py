@@ -19,8 +19,9 @@ from edgekit.latency.measure import Timings, time_variants
 from edgekit.latency.model import LatencyModel, LayerCost
 from edgekit.latency.table import Key, Table, Whole, load
 from edgekit.latency.variants import Family, Variant, family, scattered, uniform
+from edgekit.machine import machine
 from edgekit.net import Net, edits_to_json
-from edgekit.profile import interval, machine
+from edgekit.profile import interval
 from edgekit.schema import canonical, sha256, to_json
 
 __all__ = ["LatencyModel", "LayerCost", "Table", "Timings", "build_table", "layer_table", "table_key"]

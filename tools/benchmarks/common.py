@@ -14,8 +14,8 @@ from edgekit.engines import engine
 from edgekit.evaluate import evaluate
 from edgekit.export import export, serialise
 from edgekit.job import versions
+from edgekit.machine import machine
 from edgekit.net import Net
-from edgekit.profile import machine
 from edgekit.targets import target
 
 RESULTS = Path(__file__).parent / "results"

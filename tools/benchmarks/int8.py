@@ -61,8 +61,9 @@ from int8_files import (
 
 from edgekit.engines import engine
 from edgekit.export import serialise
+from edgekit.machine import int8_saturates
 from edgekit.parity import sqnr_db
-from edgekit.profile import cpu_flags, interval, ratio_interval, time_series
+from edgekit.profile import interval, ratio_interval, time_series
 from edgekit.progress import track
 from edgekit.quant.graph import Graph
 from edgekit.quant.targets import quantised_convs, scheme, violations
@@ -162,7 +163,7 @@ def scored(network: str, file: str, fold: int, pythons: dict[str, str]) -> dict[
 
 def runs_natively(file: str) -> bool:
     """Whether a file is scored as ONNX Runtime runs it here."""
-    return file in ("fp32", *WITHIN_64) or (file != "tensorrt" and "vnni" in cpu_flags())
+    return file in ("fp32", *WITHIN_64) or (file != "tensorrt" and not int8_saturates())
 
 
 def form(content: bytes, file: str) -> dict[str, Any]:
