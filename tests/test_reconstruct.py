@@ -21,6 +21,7 @@ from edgekit.passes.reconstruct import METHODS, UDFC, LeastSquares, Merging
 from edgekit.passes.reconstruct.responses import Responses
 from edgekit.removal import edits, prunable
 from edgekit.schema import parse
+from tests.conftest import IO
 from tests.nets import calibrate
 from tests.test_prune import context, logged, net_of
 from tests.test_run import Killed
@@ -319,15 +320,7 @@ def test_recipe_fields():
         parse(Reconstruct, {"method": {"name": "least_squares", "ridge": -1}}, "r")
 
 
-RUN = """
-[input]
-size = 16
-mean = [0.5]
-std = [0.5]
-
-[output]
-classes = 4
-
+RUN = f"""{IO}
 [[pass]]
 name = "reestimate"
 images = 64
@@ -335,7 +328,7 @@ batch = 32
 
 [[pass]]
 name = "prune"
-budget = { macs = 0.7 }
+budget = {{ macs = 0.7 }}
 
 [[pass]]
 name = "reestimate"
@@ -343,7 +336,7 @@ images = 64
 
 [[pass]]
 name = "reconstruct"
-method = { name = "least_squares", images = 8 }
+method = {{ name = "least_squares", images = 8 }}
 
 [[pass]]
 name = "reconstruct"

@@ -7,29 +7,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cifar10 import RECIPE
 from common import claim, write
 
 from edgekit import report, run
 
 sys.path.insert(0, str(Path(__file__).parent))
 MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
-RECIPE = """
-[input]
-size = 32
-mean = [0.485, 0.456, 0.406]
-std = [0.229, 0.224, 0.225]
-[output]
-classes = 10
-[[rewrite]]
-name = "fold"
-"""
 
 
 def main() -> None:
     rows, claims = [], []
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "export.toml"
-        recipe.write_text(RECIPE)
+        recipe.write_text(f'{RECIPE}[[rewrite]]\nname = "fold"\n')
         for depth in (20, 56):
             spec = f"cifar_resnet_{depth}?weights={MODELS / f'cifar_resnet{depth}.safetensors'}"
             bundle = run.compress(spec, str(recipe), "python:cifar10:load_test", Path(folder) / str(depth), runs=8)

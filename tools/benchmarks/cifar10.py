@@ -1,6 +1,6 @@
 """The CIFAR-10 copy of ../shared/data as a data source: `--data python:cifar10:load` with this folder on the path.
 
-An .npz holds `jpeg` (all files' bytes joined), `end` (the end offset of each file) and `label`.
+RECIPE is the beginning of a recipe for its networks. An .npz holds `jpeg` (all files' bytes joined), `end` (the end offset of each file) and `label`.
 """
 
 import io
@@ -10,6 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+RECIPE = """
+[input]
+size = 32
+mean = [0.485, 0.456, 0.406]
+std = [0.229, 0.224, 0.225]
+
+[output]
+classes = 10
+"""
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
 
 

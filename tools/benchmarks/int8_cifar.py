@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cifar10 import RECIPE
 from common import claim, write
 
 import edgekit
@@ -33,15 +34,7 @@ NETWORKS = {
     "mobilenet_v3_large": "mobilenet_v3_large?width=0.5&classes=10&small_input=true",
 }
 TARGETS = ("onnxruntime", "onnxruntime-vnni", "tensorrt")
-RECIPE = """
-[input]
-size = 32
-mean = [0.485, 0.456, 0.406]
-std = [0.229, 0.224, 0.225]
-
-[output]
-classes = 10
-
+PASSES = """
 {passes}
 [[rewrite]]
 name = "fold"
@@ -88,7 +81,7 @@ def made(name: str, spec: str, passes: str, targets: tuple[str, ...]) -> None:
     """The bundle of a network; one that was begun goes on."""
     WORK.mkdir(parents=True, exist_ok=True)
     recipe, out = WORK / f"{name}.toml", WORK / name
-    recipe.write_text(RECIPE.format(passes=passes, targets=list(targets)))
+    recipe.write_text(RECIPE + PASSES.format(passes=passes, targets=list(targets)))
     if not (out / MANIFEST).is_file():
         edgekit.compress(spec, str(recipe), DATA, out, seed=SEED, resume=out.is_dir(), track=track, log=print)
 
