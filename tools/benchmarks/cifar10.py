@@ -1,6 +1,8 @@
 """The CIFAR-10 copy of ../shared/data as a data source: `--data python:cifar10:load` with this folder on the path.
 
-RECIPE is the beginning of a recipe for its networks. An .npz holds `jpeg` (all files' bytes joined), `end` (the end offset of each file) and `label`.
+RECIPE is the beginning of a recipe for its networks.
+
+An .npz holds `jpeg` (all files' bytes joined), `end` (the end offset of each file) and `label`.
 """
 
 import io

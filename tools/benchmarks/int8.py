@@ -33,12 +33,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from common import write
+from common import RESULTS, write
 from int8_claims import claims, hexed, summary
 from int8_files import (
     CALIBRATION,
     FOLDS,
     NETWORKS,
+    ONCE,
     OURS,
     PEERS,
     PICTURES,
@@ -103,8 +104,12 @@ def arguments() -> argparse.Namespace:
 
 
 def kept() -> list[dict[str, Any]]:
-    path = WORK / "rows.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """Those of the last results, and those measured since."""
+    results, path = RESULTS / "int8.json", WORK / "rows.jsonl"
+    rows = json.loads(results.read_text())["rows"] if results.is_file() else []
+    known = {json.dumps(row) for row in rows}
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return rows + [row for row in map(json.loads, lines) if json.dumps(row) not in known]
 
 
 def current() -> list[dict[str, Any]]:
@@ -131,6 +136,8 @@ def measure_folds(pythons: dict[str, str]) -> None:
     for fold in range(FOLDS):
         for network in NETWORKS:
             for file in ("fp32", *OURS, *pythons):
+                if fold and file in ONCE:
+                    continue
                 run = functools.partial(scored, network, file, fold, pythons)
                 measure(run, part="folds", network=network, file=file, fold=fold)
 
@@ -192,7 +199,9 @@ def timed(network: str, pythons: dict[str, str]) -> dict[str, Any]:
     for file in [file for file in TIMED if file in ("fp32", *OURS, *pythons)]:
         with contextlib.suppress(PeerFailed):
             contents[file] = made(bench, file, 0, pythons)[0]
-    contents["fp16"] = serialise(Fp16()(bench.model, context(network, "onnxruntime", calibrate_on(bench, 0))))
+    contents["fp16"] = serialise(
+        Fp16()(bench.model, context(network, "onnxruntime", calibrate_on(bench, "portable", 0)))
+    )
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{file}.onnx" for file in contents]
         for path, content in zip(paths, contents.values()):
@@ -259,7 +268,7 @@ def simulated(network: str, file: str) -> dict[str, Any]:
     from edgekit.quant.simulate import Simulated
 
     bench, (target_name, recipe) = prepare(network), OURS[file]
-    ctx = context(network, target_name, calibrate_on(bench, 0))
+    ctx = context(network, target_name, calibrate_on(bench, "portable", 0))
     fitted = settings(recipe, NETWORKS[network][0].size).fitted(bench.model, ctx)
     module = Simulated(fitted.model, fitted.plan, fitted.grids, fitted.layers, fitted.scheme).module
     _, rest = fold_indices(0)

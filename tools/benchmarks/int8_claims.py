@@ -99,7 +99,7 @@ def same_files(rows: Rows, found: Rows) -> list[str]:
     for row in rows:
         if row["part"] == "folds" and row["network"] == found[0]["network"] and "error" not in row:
             others.setdefault(row["file"], set()).add((row["fold"], row["sha256"]))
-    return [file for file, keys in others.items() if keys == mine and file != found[0]["file"]]
+    return [file for file, keys in others.items() if mine <= keys and file != found[0]["file"]]
 
 
 def claims(rows: Rows) -> Rows:

@@ -45,9 +45,12 @@ OURS = {
     "fast": ("onnxruntime", "int8_fast"),
     "vnni": ("onnxruntime-vnni", "int8"),
     "tensorrt": ("tensorrt", "int8"),
+    "data_free": ("onnxruntime", "int8"),
 }
+ONCE = ("ort_entropy", "data_free")
+"""Measured in the first fold alone: the one is MinMax's file again, the other is the same in all of them."""
 PEERS = tuple(int8_peer.SETTINGS)
-WITHIN_64 = ("portable", "fast", "ort_portable")
+WITHIN_64 = ("portable", "fast", "data_free", "ort_portable")
 """Files whose weights lie within ±64, so that no processor's kernels saturate."""
 
 
@@ -111,7 +114,9 @@ def settings(recipe: str, size: int, **changes: Any) -> Int8:
     return dataclasses.replace(steps["int8"], **changes)
 
 
-def calibrate_on(bench: Bench, fold: int) -> Samples:
+def calibrate_on(bench: Bench, file: str, fold: int) -> Samples:
+    if file == "data_free":
+        return datasets.load([f"calibrate=synthetic:{CALIBRATION}"]).role("calibrate")
     chosen, _ = fold_indices(fold)
     return dataclasses.replace(bench.data, items=tuple(bench.data.items[index] for index in chosen))
 
@@ -137,7 +142,7 @@ def by_us(bench: Bench, file: str, fold: int) -> tuple[bytes, dict[str, Any]]:
     target_name, recipe = OURS[file]
     begin = time.perf_counter()
     rewrite = settings(recipe, NETWORKS[bench.name][0].size)
-    model = rewrite(bench.model, context(bench.name, target_name, calibrate_on(bench, fold)))
+    model = rewrite(bench.model, context(bench.name, target_name, calibrate_on(bench, file, fold)))
     return serialise(finish(model, target(target_name), *NETWORKS[bench.name])), {
         "version": f"edgekit {edgekit.__version__}",
         "seconds": time.perf_counter() - begin,
