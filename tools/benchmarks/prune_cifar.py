@@ -3,8 +3,9 @@
 The network is a given ResNet-56, fine-tuned on 20,000 pictures of the JPEG copy (`distil.trained_teacher`). It is
 scored right after pruning, after reconstruction, after its batch norms were re-estimated, and after one epoch on the
 20,000 pictures, on the labels (ce) and towards the unpruned network (kd): always the exported file, in ONNX Runtime, on
-all 10,000 test pictures. What is trained was re-estimated before; a reconstructed network was not, as least squares gives
-its norms the unpruned network's statistics. The recipe's steps are the tables below; a row holds those it was made by.
+all 10,000 test pictures. What is trained was re-estimated before; a reconstructed network was not, as least squares
+gives its norms the unpruned network's statistics. The recipe's steps are the tables below; a row holds those it was
+made by.
 
 Each tool has several settings; the one that scores best on 5,000 held training pictures after pruning and re-estimating
 is taken, for both alike. Counts need not be multiples of 8, since Torch-Pruning's are not either. It can prune inside
