@@ -7,6 +7,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny; before t
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("edgekit", deadline=None)  # a loaded machine is no fault of the code
+settings.load_profile("edgekit")
 
 IO = """
 [input]
