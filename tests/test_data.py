@@ -131,7 +131,7 @@ def test_interpolation_is_used():
     assert (bilinear != bicubic).any()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     channels=st.sampled_from([None, 1, 3, 4]),
@@ -348,7 +348,7 @@ def test_shares_of_the_split():
     assert [role_of(edge) == "test" for edge in edges] == [False] * 4 + [True] * 2 + [False]
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(30)))
 def test_the_order_of_the_files_changes_nothing(tmp_path, order):
     for index in range(30):

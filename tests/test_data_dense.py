@@ -24,7 +24,7 @@ def placed(resize: str, height: int, width: int, size: tuple[int, int], crop: fl
     return Input((height, width) if resize == "none" else size, "gray", resize, crop, scale=1.0)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     shape=st.tuples(st.integers(8, 90), st.integers(8, 90)),
     size=st.tuples(st.integers(8, 90), st.integers(8, 90)),

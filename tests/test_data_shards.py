@@ -345,7 +345,7 @@ def test_a_shard_that_changes_after_its_index(tmp_path, how):
 
 MEMBERS = [*pair(0), *pair(1, "d/" + "long" * 40), ("2.png", encoded(2)), ("2.json", b'{"label": 2}')]
 RAW = {format: shard(*MEMBERS, format=format) for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)}
-ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def by_id(path: Path, raw: bytes) -> dict[str, tuple] | None:

@@ -68,7 +68,7 @@ def test_ignored_pixels_count_nowhere():
         evaluate(lambda _x: answers(found[None], 3), with_masks(np.full((4, 4), IGNORE)), PLAIN, Output("segment"))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), batch=st.integers(1, 6))
 def test_batches_add_up_to_the_whole(seed, batch):
     rng = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def test_100_detections_of_a_class_and_picture_count():
     assert len(records) == 100 and (records["right"] > 0).sum() == 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32))
 def test_the_order_of_boxes_and_the_scale_of_scores_change_nothing(seed):
     rng = np.random.default_rng(seed)

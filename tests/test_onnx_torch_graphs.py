@@ -220,7 +220,7 @@ def dags(draw) -> onnx.ModelProto:
     return graph(nodes, (4, 6, 6), constants, outputs=(values[-1],))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=15, derandomize=True, database=None)
 @given(dags())
 def test_random_graphs_compute_the_same(model):
     module, x = to_module(model), array(2, 4, 6, 6)

@@ -151,14 +151,14 @@ def check(draws: list[tuple[int, int, int]], seed: int) -> int:
     return len(found.groups)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(DRAWS, st.integers(0, 99))
 def test_removing_is_zeroing_on_random_graphs(draws, seed):
     check(draws, seed)
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(DRAWS, st.integers(0, 10**6))
 def test_removing_is_zeroing_on_many_random_graphs(draws, seed):
     check(draws, seed)

@@ -8,9 +8,10 @@ gives its norms the unpruned network's statistics. The recipe's steps are the ta
 made by.
 
 Each tool has several settings; the one that scores best on 5,000 held training pictures after pruning and re-estimating
-is taken, for both alike, and so is each one's learning rate, by an epoch on the labels. Counts need not be multiples of 8, since Torch-Pruning's are not either. It can prune inside
-the blocks only (it breaks on the padded shortcuts); its network is taken over by `prune_peer`, and has no step of
-reconstruction. `edgekit_plain` goes without that step, too. ResNet-20 shows TAS beside both.
+is taken, for both alike, and so is each one's learning rate, by an epoch on the labels. Counts need not be multiples of
+8, since Torch-Pruning's are not either. It can prune inside the blocks only (it breaks on the padded shortcuts); its
+network is taken over by `prune_peer`, and has no step of reconstruction. `edgekit_plain` goes without that step, too.
+ResNet-20 shows TAS beside both.
 """
 
 import functools
