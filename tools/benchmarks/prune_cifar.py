@@ -15,23 +15,26 @@ ResNet-20 shows TAS beside both.
 """
 
 import functools
+import hashlib
 import json
 import statistics
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import prune_peer as peer
 from common import claim, score_file
 from distil import INPUT, OUTPUT, trained_teacher
-from prune_common import Row, applied, context, found, keep, kept, unknown_passes
+from prune_common import WORK, Row, applied, context, found, keep, kept, unknown_passes
+from safetensors.torch import load_file, save_file
 
 from edgekit import data as datasets
 from edgekit.data import Data
 from edgekit.evaluate import evaluate
 from edgekit.graph import trace
 from edgekit.job import torch_predict
-from edgekit.net import Net, parse_spec
+from edgekit.net import Net, build, edits_from_json, edits_to_json, parse_spec
 from edgekit.progress import track
 
 MACS, IMAGES, HELD, SEEDS = 0.5, 20_000, 5_000, (0, 1)
@@ -56,7 +59,7 @@ SETTINGS: dict[str, list[Row]] = {
     "torch_pruning": [{**PEER, "across": False}, {**PEER, "across": True}],
     "tas": [
         {
-            "name": "tas", "budget": {"macs": MACS}, "round_to": 2, "epochs": 25,
+            "name": "tas", "budget": {"macs": MACS}, "round_to": 2, "epochs": 12, "arch_lr": 0.04,
             "augment": {"flip": True, "shift": 0.125},
         }
     ],
@@ -129,10 +132,7 @@ def measure(network: str, run: str, point: str, steps: Steps, seed: int) -> None
     key: Row = {"network": network, "run": run, "point": point, "seed": seed, "steps": list(steps)}
     if found("cifar", **key) is not None:
         return
-    before = made(network, json.dumps(steps[:-1]))
-    began = time.monotonic()
-    net = stepped(steps[-1], before, network, seed) if steps else before
-    minutes = (time.monotonic() - began) / 60
+    net, minutes = timed(network, json.dumps(steps), seed)
     top1 = score_file(net, pictures().role("test"), INPUT, OUTPUT)
     full = trace(made(network, "[]").module, INPUT.shape).macs
     macs = trace(net.module, INPUT.shape).macs / full
@@ -147,13 +147,37 @@ def pictures() -> Data:
     return Data({**roles, "test": whole.role("test")}, whole.specs, whole.classes)
 
 
-@functools.cache
 def made(network: str, steps: str) -> Net:
     """The network after these steps, of seed 0."""
+    return timed(network, steps, 0)[0]
+
+
+@functools.cache
+def timed(network: str, steps: str, seed: int) -> tuple[Net, float]:
+    """The network after these steps, the last one of a seed, and the minutes that this one took; kept on disk."""
     *before, last = json.loads(steps) or [None]
     if last is None:
-        return Net(parse_spec(network), (), trained_teacher(NETWORKS[network]))
-    return stepped(last, made(network, json.dumps(before)), network, 0)
+        return Net(parse_spec(network), (), trained_teacher(NETWORKS[network])), 0.0
+    path = WORK / "nets" / f"{network}.{seed}.{hashlib.sha256(steps.encode()).hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        return loaded(network, path)
+    net = made(network, json.dumps(before))
+    began = time.monotonic()
+    net = stepped(last, net, network, seed)
+    minutes = (time.monotonic() - began) / 60
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"edits": edits_to_json(net.edits), "minutes": minutes}
+    path.with_suffix(".json").write_text(json.dumps(record))
+    save_file(net.module.state_dict(), path)
+    return net, minutes
+
+
+def loaded(network: str, path: Path) -> tuple[Net, float]:
+    record = json.loads(path.with_suffix(".json").read_text())
+    source, edits = parse_spec(network), edits_from_json(record["edits"], str(path))
+    module = build(source, edits).eval()
+    module.load_state_dict(load_file(path))
+    return Net(source, edits, module), record["minutes"]
 
 
 def stepped(table: Row, net: Net, network: str, seed: int) -> Net:
