@@ -59,7 +59,7 @@ SETTINGS: dict[str, list[Row]] = {
     "torch_pruning": [{**PEER, "across": False}, {**PEER, "across": True}],
     "tas": [
         {
-            "name": "tas", "budget": {"macs": MACS}, "round_to": 2, "epochs": 12, "arch_lr": 0.04,
+            "name": "tas", "budget": {"macs": MACS}, "round_to": 2, "epochs": 8, "arch_lr": 0.05,
             "augment": {"flip": True, "shift": 0.125},
         }
     ],
