@@ -42,7 +42,14 @@ def kept(part: str) -> list[Row]:
     path = WORK / f"{part}.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     rows = [{"part": part, **json.loads(line)} for line in lines]
-    return list({json.dumps([row.get(name) for name in KEY]): row for row in rows}.values())
+    rows = list({json.dumps([row.get(name) for name in KEY]): row for row in rows}.values())
+    newest = {_of_recipe(row): row.get("steps") for row in rows}
+    return [row for row in rows if row.get("steps") == newest[_of_recipe(row)]]
+
+
+def _of_recipe(row: Row) -> str:
+    """What rows share that differ in the seed alone."""
+    return json.dumps([row.get(name) for name in KEY if name not in ("seed", "round")])
 
 
 def keep(part: str, row: Row) -> Row:
