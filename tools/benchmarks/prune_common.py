@@ -42,9 +42,9 @@ def kept(part: str) -> list[Row]:
     path = WORK / f"{part}.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     rows = [{"part": part, **json.loads(line)} for line in lines]
-    rows = list({json.dumps([row.get(name) for name in KEY]): row for row in rows}.values())
     newest = {_of_recipe(row): row.get("steps") for row in rows}
-    return [row for row in rows if row.get("steps") == newest[_of_recipe(row)]]
+    of_newest = [row for row in rows if row.get("steps") == newest[_of_recipe(row)]]
+    return list({json.dumps([row.get(name) for name in KEY]): row for row in of_newest}.values())
 
 
 def _of_recipe(row: Row) -> str:
