@@ -57,6 +57,8 @@ class Job:
     log: Callable[[str], None]
     world: World = ALONE
     threads: int = 1
+    tables: dict[tuple[str, tuple[Edit, ...]], LatencyModel] = dataclasses.field(default_factory=dict)
+    """The latency of networks that was asked for before, by MODEL and edits."""
 
     @property
     def work(self) -> Path:
@@ -152,11 +154,14 @@ class Job:
         Raises:
             BadInput: the network cannot be measured, or what the cache holds cannot be used.
         """
-        table = layer_table(net, self.recipe.input, self.threads, self.track) if self.world.first else None
-        agreed = self.world.agreed(table)
-        assert agreed is not None
-        self.log(f"latency table: {agreed}")
-        return agreed.model
+        known = (self.model, net.edits)
+        if known not in self.tables:
+            table = layer_table(net, self.recipe.input, self.threads, self.track) if self.world.first else None
+            agreed = self.world.agreed(table)
+            assert agreed is not None
+            self.log(f"latency table: {agreed}")
+            self.tables[known] = agreed.model
+        return self.tables[known]
 
     def network(self, spec: str) -> nn.Module:
         """The module of a bundle, or of a MODEL with trained weights, for this recipe's input.

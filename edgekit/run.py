@@ -176,11 +176,12 @@ def _make(job: Job) -> None:
 def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
     """Run or reload every pass; in process 0 a row for the base and one for each network that a pass made."""
     base, steps = job.base(), []
+    predicted = _predicted(job, base, base)
     if job.world.first:
         if job.source.kind == "onnx":
             job.keep_graph()
             _check_import(job, base)
-        steps.append(_stage(job, base, base, "base", job.out / job.base_file, 0))
+        steps.append(_stage(job, base, "base", job.out / job.base_file, 0, predicted))
     net = before = base
     for index, step in enumerate(job.recipe.passes, 1):
         name = f"step-{index:02}"
@@ -196,8 +197,9 @@ def _run_passes(job: Job) -> tuple[list[dict[str, Any]], Net]:
         last = index == len(job.recipe.passes)
         ships = last and job.recipe.shipped == job.recipe.plain
         path = job.out / _shipped(job.targets[0], "fp32") if ships else job.work / f"stage-{index:02}.{step.name}.onnx"
+        predicted = _predicted(job, base, net)
         if job.world.first:
-            steps.append(_stage(job, base, net, step.name, path, index))
+            steps.append(_stage(job, net, step.name, path, index, predicted))
     return steps, net
 
 
@@ -232,7 +234,14 @@ def _run_pass(step: Step, net: Net, ctx: PassContext) -> Net:
     return result
 
 
-def _stage(job: Job, base: Net, net: Net, stage: str, path: Path, index: int) -> dict[str, Any]:
+def _predicted(job: Job, base: Net, net: Net) -> dict[str, float]:
+    """What a recipe that budgets latency foresees for a network, for its row; all processes must ask."""
+    if not job.budgets_latency:
+        return {}
+    return {"latency_predicted": job.pass_context(0, base, base).layer_latency(net).ratio(net.module)}
+
+
+def _stage(job: Job, net: Net, stage: str, path: Path, index: int, predicted: dict[str, float]) -> dict[str, Any]:
     """Export a network, score it in PyTorch and as a file; the row is kept for a resumed run."""
     record = job.work / f"row-{index:02}.json"
     if not (record.is_file() and path.is_file()):
@@ -240,9 +249,7 @@ def _stage(job: Job, base: Net, net: Net, stage: str, path: Path, index: int) ->
         cost = trace(net.module, job.recipe.input.shape).counts()
         metrics = job.score(torch_predict(net.module)).metrics
         row = _row(job, stage, path, job.targets[0], "fp32", cost, metrics)
-        if job.budgets_latency:
-            row["latency_predicted"] = job.pass_context(index, base, base).layer_latency(net).ratio(net.module)
-        write_json(record, {"schema": "edgekit/row/1", "row": row})
+        write_json(record, {"schema": "edgekit/row/1", "row": row | predicted})
     return read_json(record, "edgekit/row/1")["row"]
 
 

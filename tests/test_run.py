@@ -174,10 +174,12 @@ def test_a_pass_that_changes_nothing_is_an_error(workspace, data, tmp_path):
 def test_a_budget_of_latency_shows_what_was_predicted_beside_what_was_measured(data, tmp_path, monkeypatch):
     full = layer_channels(tiny())
     model = LatencyModel({name: LayerCost((0.0, 0.0, 0.0, 1e-3), 1.0, 1) for name in full}, 0.1, full)
-    monkeypatch.setattr("edgekit.job.layer_table", lambda *_: types.SimpleNamespace(model=model))
+    asked = []
+    monkeypatch.setattr("edgekit.job.layer_table", lambda *_: asked.append(1) or types.SimpleNamespace(model=model))
     (tmp_path / "r.toml").write_text(f'{IO}[[pass]]\nname = "prune"\nbudget = {{ latency = 0.7 }}\n')
     made = edgekit.compress(MODEL, str(tmp_path / "r.toml"), data, tmp_path / "out", runs=8)
     base, pruned = made.manifest["steps"]
+    assert len(asked) == 1, "one table serves the pass and the predictions"
     assert base["latency_predicted"] == 1.0 and 0.4 < pruned["latency_predicted"] <= 0.7
     (line,) = report.predictions(made)
     measured = median_ms(made, "model") / median_ms(made, "base")
