@@ -5,7 +5,9 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
 
 
@@ -26,6 +28,8 @@ class KeepChannels:
             layer = module.get_submodule(self.layer)
         except AttributeError:
             raise BadInput(f"keep_channels: the network has no layer {self.layer!r}") from None
+        if parametrize.is_parametrized(layer):
+            raise BadInput(f"keep_channels: the weight of {self.layer} is kept as codes; remove channels before that")
         size = channels(layer, self.dim)
         if not self.keep or max(self.keep) >= size or min(self.keep) < 0 or list(self.keep) != sorted(set(self.keep)):
             raise BadInput(f"keep_channels: {self.layer} has {size} channels ({self.dim}); cannot keep {self.keep}")
@@ -52,7 +56,7 @@ class DropBlock:
         setattr(module.get_submodule(parent), name, nn.Identity())
 
 
-EDITS = {"keep_channels": KeepChannels, "drop_block": DropBlock}
+EDITS = {"keep_channels": KeepChannels, "drop_block": DropBlock, "code_weight": CodeWeight}
 
 
 def channels(layer: nn.Module, dim: Literal["out", "in"]) -> int:

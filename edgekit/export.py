@@ -17,8 +17,10 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from edgekit.coded import coded_weights, decoded
 from edgekit.data import Input, Output
 from edgekit.errors import BadInput
+from edgekit.onnx_codes import put_back, stored
 from edgekit.schema import to_json
 from edgekit.targets import Target
 
@@ -47,13 +49,20 @@ def export(module: nn.Module, input: Input, output: Output, target: Target, batc
     Raises:
         BadInput: PyTorch's exporter cannot take the module; its own message is passed on.
     """
-    program = _program(module, input.shape, target.opset, batch)
+    plain = decoded(module)
+    program = _program(plain, input.shape, target.opset, batch)
     _clean(program.model)
     model = program.model_proto
     _name_nodes(model)
     _strip(model)
-    state = module.state_dict()
+    state = plain.state_dict()
     tensors = {init.name: init.name for init in model.graph.initializer if init.name in state}
+    if target.decodes:
+        coded = {name: stored(codes) for name, codes in coded_weights(module).items() if name in tensors}
+        kept = [init for init in model.graph.initializer if init.name not in coded]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        put_back(model, coded)
     return Exported(finish(model, target, input, output), tensors)
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgekit.coded import decoded
 from edgekit.errors import BadInput
 
 Shape = tuple[int, ...]
@@ -260,6 +261,7 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     Raises:
         BadInput: the module fails on that input, or its code depends on the values of tensors.
     """
+    module = decoded(module)
     twin = meta_copy(module).eval()
     recorder = _Recorder(twin)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

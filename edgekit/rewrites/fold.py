@@ -19,6 +19,7 @@ import numpy as np
 
 from edgekit.context import RewriteContext
 from edgekit.errors import BadInput
+from edgekit.onnx_codes import Stored, put_back, taken_out
 from edgekit.onnx_file import fix_input
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class Fold:
 
     def __call__(self, model: onnx.ModelProto, _ctx: RewriteContext) -> onnx.ModelProto:
         """Raises BadInput where the graph is already quantised."""
-        return _simplify(fold_batch_norm(_unquantised(model)))
+        bare, coded = taken_out(_unquantised(model))
+        return put_back(_simplify(fold_batch_norm(bare, coded)), coded)
 
 
 def for_torch(model: onnx.ModelProto, shape: tuple[int, int, int], where: str) -> onnx.ModelProto:
@@ -61,13 +63,18 @@ def _unquantised(model: onnx.ModelProto) -> onnx.ModelProto:
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger")
 
 
-def fold_batch_norm(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model in which every batch norm that follows a convolution alone is part of it."""
+def fold_batch_norm(model: onnx.ModelProto, coded: dict[str, Stored] | None = None) -> onnx.ModelProto:
+    """A copy of the model in which every batch norm that follows a convolution alone is part of it.
+
+    Args:
+        coded: weights that the model takes as inputs (see `onnx_codes.taken_out`): their factors take the batch norm.
+    """
     import onnx
 
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
     graph = folded.graph
+    coded = coded if coded is not None else {}
     constants = {init.name: init for init in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -77,9 +84,9 @@ def fold_batch_norm(model: onnx.ModelProto) -> onnx.ModelProto:
     results = {output.name for output in graph.output}
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         conv = producers.get(norm.input[0])
-        if conv is None or conv.op_type != "Conv" or not _foldable(conv, norm, readers, constants, results):
+        if conv is None or conv.op_type != "Conv" or not _foldable(conv, norm, readers, {*constants, *coded}, results):
             continue
-        _fold(conv, norm, constants, graph)
+        _fold(conv, norm, constants, coded, graph)
         graph.node.remove(norm)
     _drop_unused(graph)
     return folded
@@ -89,7 +96,7 @@ def _foldable(
     conv: onnx.NodeProto,
     norm: onnx.NodeProto,
     readers: dict[str, list[onnx.NodeProto]],
-    constants: dict[str, onnx.TensorProto],
+    constants: Container[str],
     results: set[str],
 ) -> bool:
     """Only where nothing else reads the convolution's output or its weight, and every value is known."""
@@ -99,7 +106,11 @@ def _foldable(
 
 
 def _fold(
-    conv: onnx.NodeProto, norm: onnx.NodeProto, constants: dict[str, onnx.TensorProto], graph: onnx.GraphProto
+    conv: onnx.NodeProto,
+    norm: onnx.NodeProto,
+    constants: dict[str, onnx.TensorProto],
+    coded: dict[str, Stored],
+    graph: onnx.GraphProto,
 ) -> None:
     from onnx import numpy_helper
 
@@ -109,11 +120,14 @@ def _fold(
     gamma, beta, mean, variance = (value(name) for name in norm.input[1:5])
     epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
     scale = gamma / np.sqrt(variance + epsilon)  # (C_out,)
-    weight = value(conv.input[1])  # (C_out, C_in / groups, kh, kw)
     bias = value(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else 0.0
-    new_weight = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
     new_bias = ((bias - mean) * scale + beta).astype(np.float32)
-    constants[conv.input[1]].CopyFrom(numpy_helper.from_array(new_weight, conv.input[1]))
+    if conv.input[1] in coded:
+        coded[conv.input[1]] = coded[conv.input[1]].scaled(scale)
+    else:
+        weight = value(conv.input[1])  # (C_out, C_in / groups, kh, kw)
+        weight = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+        constants[conv.input[1]].CopyFrom(numpy_helper.from_array(weight, conv.input[1]))
     # A bias of its own: exporters let convolutions without one share a constant of zeros.
     name = _unused_name(conv.input[1].removesuffix(".weight") + ".bias", constants)
     constants[name] = graph.initializer.add()
