@@ -5,8 +5,9 @@
 
 Every network is trained from scratch on the CIFAR-10 copy, and its files are made and scored on all 10,000
 test pictures in the same run; the bundle is kept in out/benchmarks/int8_cifar. These are stand-ins: short trainings
-on one core, far from what the networks reach. Then MobileNetV2 is pruned to half its latency, distilled from itself and
-quantised, and its int8 file is timed against the unpruned int8 file, interleaved.
+on one core, far from what the networks reach. Then MobileNetV2 is pruned by measured latency until its int8 file
+takes about half of its time, distilled from itself and quantised, and that file is timed against the unpruned int8
+file, interleaved.
 """
 
 import argparse
@@ -54,8 +55,9 @@ augment = {{ flip = true, shift = 0.125 }}
 """
 TRAIN = '[[pass]]\nname = "finetune"\n' + TRAINING.format(epochs=EPOCHS, lr=0.05)
 SHRINK = '[[pass]]\nname = "prune"\nbudget = {{ latency = {share} }}\nallocation = "greedy"\nfloor = 0.25\n'
-DISTIL = '[[pass]]\nname = "distil"\n' + TRAINING.format(epochs=EPOCHS, lr=0.05)
-SHARE = 0.5
+DISTIL = '[[pass]]\nname = "distil"\n' + TRAINING.format(epochs=2 * EPOCHS, lr=0.05)
+SHARE = 0.35
+"""Of the float32 file's latency: int8 kernels gain less from fewer channels, and half of float32's is 0.65 of int8's."""
 # of the float network, in points; of the unpruned int8 file's latency
 COLLAPSE, GAP, SPEEDUP, DROP = 5.0, 0.2, 1.8, 1.0
 
