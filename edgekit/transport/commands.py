@@ -54,15 +54,17 @@ def unpack_file(path: Path, out: Path, base: Path | None = None) -> int:
     """
     _check_new(out)
     try:
-        if base is not None and base.is_dir():
-            base = _sealed_as(base, decoder.read_header(path.read_bytes()).base_sha256.hex())
-        return decoder.unpack_file(path, out, base)
+        packed = decoder.read(path)
+        wanted = decoder.read_header(packed).base_sha256
+        content = decoder.unpack(packed, None if base is None else _base(base, wanted))
     except FileNotFoundError as error:
         raise BadInput(f"{error.filename}: no such file") from None
     except OSError as error:
-        raise BadInput(f"{error.filename or out}: {error.strerror or error}") from None
+        raise BadInput(f"{error.filename}: {error.strerror}") from None
     except decoder.UnpackError as error:
         raise BadInput(f"{path}: {error}") from None
+    write_bytes(out, content)
+    return len(content)
 
 
 def _check_new(out: Path) -> None:
@@ -98,12 +100,17 @@ def _same_name(base: Path, file: Path) -> Path:
     return base / file.name
 
 
-def _sealed_as(folder: Path, sha256: str) -> Path:
-    files = open_bundle(folder).manifest["files"]
-    name = next((name for name, sealed in files.items() if sealed["sha256"] == sha256), None)
+def _base(base: Path, wanted: bytes) -> bytes:
+    """The base file, or that of a bundle whose SHA-256 is `wanted`."""
+    if not base.is_dir():
+        return base.read_bytes()
+    if wanted == decoder.NO_BASE:
+        return b""  # the decoder refuses any
+    files = open_bundle(base).manifest["files"]
+    name = next((name for name, sealed in files.items() if sealed["sha256"] == wanted.hex()), None)
     if name is None:
-        raise BadInput(f"{folder}: holds no file of SHA-256 {sha256}, which the delta was made against")
-    return folder / name
+        raise BadInput(f"{base}: holds no file of SHA-256 {wanted.hex()}, which the delta was made against")
+    return (base / name).read_bytes()
 
 
 def _read(path: Path) -> bytes:

@@ -47,6 +47,8 @@ VERSION = 1
 LIMIT = 2**30
 """The largest ONNX file, in bytes, that is unpacked unless the caller allows more."""
 MOST_PARTS = 2**20
+MOST_MEMORY = 4
+"""What decoding holds at once, in sizes of the result (and some MiB that do not depend on it)."""
 
 PREFIX = struct.Struct("<4sII")
 HEADER = struct.Struct("<QQ32s32sII")
@@ -104,7 +106,7 @@ def unpack(content: bytes, base: bytes | None = None, limit: int = LIMIT) -> byt
 
     Args:
         base: the ONNX file that a delta was made against.
-        limit: the largest result in bytes. While decoding, about three times the result is held at most.
+        limit: the largest result in bytes; decoding holds `MOST_MEMORY` times as much.
 
     Raises:
         UnpackError: as `read_header`; over the limit; a base that is missing, not needed or not the right one; or what
@@ -268,27 +270,28 @@ class _Reader:
         taken, self.stored = self.stored[:size], self.stored[size:]
         return taken
 
-    def stream(self, n: int, codes: bytes, first: int, step: int) -> np.ndarray:
-        """The next `n` symbols as bytes."""
-        if not codes:
-            return np.frombuffer(self.take(n), np.uint8)
-        if len(codes) * step == 1:
-            return np.full(n, first, np.uint8)
-        table = model(codes, step)
-        symbols = np.empty(n, np.uint8)
+    def stream(self, n: int, codes: bytes, first: int, step: int) -> Iterator[np.ndarray]:
+        """The next `n` symbols, in runs of bytes."""
+        constant = len(codes) * step == 1
+        table = model(codes, step) if codes and not constant else None
         for begin in range(0, n, CHUNK):
-            end = min(n, begin + CHUNK)
-            symbols[begin:end] = (self.coder.decode(table, end - begin) + first).astype(np.uint8)
-        return symbols
+            size = min(CHUNK, n - begin)
+            if table is not None:
+                yield (self.coder.decode(table, size) + first).astype(np.uint8)
+            elif constant:
+                yield np.full(size, first, np.uint8)
+            else:
+                yield np.frombuffer(self.take(size), np.uint8)
 
     def group(self, size: int, width: int, streams: Sequence[tuple[bytes, int, int]]) -> np.ndarray:
         """The bytes of a group from its streams (table, first symbol, step)."""
-        if width == 0:
-            nibbles = self.stream(2 * size, *streams[0]) & 15
-            return nibbles[0::2] | nibbles[1::2] << 4
-        values = np.empty((size // width, width), np.uint8)
+        values = np.empty((size // max(1, width), max(1, width)), np.uint8)
         for plane, stream in enumerate(streams):
-            values[:, plane] = self.stream(len(values), *stream)
+            end = 0
+            for symbols in self.stream(len(values) if width else 2 * size, *stream):
+                run = symbols if width else symbols[0::2] & 15 | symbols[1::2] << 4
+                begin, end = end, end + len(run)
+                values[begin:end, plane] = run
         return values.reshape(-1)
 
 
@@ -348,26 +351,29 @@ def with_base(difference: np.ndarray, base: np.ndarray, width: int) -> np.ndarra
     return difference + base if width == 1 else difference ^ base
 
 
-def unpack_file(path: Path, out: Path, base: Path | None = None, limit: int = LIMIT) -> int:
-    """Unpack file `path` to file `out`, which is written whole or not at all; returns its size in bytes.
+def read(path: Path, limit: int = LIMIT) -> bytes:
+    """The bytes of an `.ekz`.
 
     Raises:
-        UnpackError: as `unpack`.
-        OSError: a file cannot be read or written.
+        UnpackError: it is longer than one that unpacks to `limit` bytes can be; it is not read then.
+        OSError: it cannot be read.
     """
     if path.stat().st_size > limit + 2**16:
         raise UnpackError(f"has {path.stat().st_size:,} bytes; the limit is {limit:,}")
-    content = unpack(path.read_bytes(), base.read_bytes() if base else None, limit)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    return path.read_bytes()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, out)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return len(content)
 
 
 def main() -> int:
@@ -378,11 +384,13 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=LIMIT, help="the largest result in bytes (default %(default)s)")
     given = parser.parse_args()
     try:
-        size = unpack_file(given.path, given.out, given.base, given.limit)
+        base = given.base.read_bytes() if given.base else None
+        content = unpack(read(given.path, given.limit), base, given.limit)
+        _write(given.out, content)
     except (UnpackError, OSError) as error:
         print(f"error: {given.path}: {error}", file=sys.stderr)
         return 2
-    print(f"{given.out}: {size:,} bytes")
+    print(f"{given.out}: {len(content):,} bytes")
     return 0
 
 
