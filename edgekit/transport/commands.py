@@ -30,8 +30,9 @@ def pack_file(
     _check_new(out)
     file = _chosen(source, target, precision)
     base_file = None if base is None else _same_name(base, file)
-    content = _read(file)
-    packed = pack(content, None if base_file is None else _read(base_file))
+    content, base_content = _read(file), None if base_file is None else _read(base_file)
+    packed = pack(content, base_content)
+    decoder.unpack(packed.content, base_content)  # nothing is written that would not unpack
     write_bytes(out, packed.content)
     return {
         "schema": "edgekit/transport/1",

@@ -48,7 +48,7 @@ LIMIT = 2**30
 """The largest ONNX file, in bytes, that is unpacked unless the caller allows more."""
 MOST_PARTS = 2**20
 MOST_MEMORY = 4
-"""What decoding holds at once, in sizes of the result (and some MiB that do not depend on it)."""
+"""What decoding holds at once beside its arguments, in sizes of the result, and some MiB that do not depend on it."""
 
 PREFIX = struct.Struct("<4sII")
 HEADER = struct.Struct("<QQ32s32sII")
@@ -185,9 +185,9 @@ class Plan:
         end = COUNTS.size + 4 * (4 * parts + 3 * groups + 3 * streams)
         _require(len(directory) >= end, "its directory is too short")
         numbers = memoryview(directory)[COUNTS.size : end]
-        gap, sizes, group, reference = from_planes(numbers[: 16 * parts], 4)
-        width, has_base, lzma_size = from_planes(numbers[16 * parts : 16 * parts + 12 * groups], 3)
-        count, first, step = from_planes(numbers[16 * parts + 12 * groups :], 3)
+        gap, sizes, group, reference = read_columns(numbers[: 16 * parts], 4)
+        width, has_base, lzma_size = read_columns(numbers[16 * parts : 16 * parts + 12 * groups], 3)
+        count, first, step = read_columns(numbers[16 * parts + 12 * groups :], 3)
         literals = end + int(count.sum())
         _require(
             len(directory) - literals == size - int(sizes.sum()) >= int(gap.sum()), "its sizes contradict each other"
@@ -225,14 +225,14 @@ class Plan:
         return total
 
 
-def from_planes(data: bytes | memoryview, columns: int) -> np.ndarray:
+def read_columns(data: bytes | memoryview, columns: int) -> np.ndarray:
     """Columns of int64 (columns, n) from byte planes of uint32."""
     planes = np.frombuffer(data, np.uint8).reshape(columns, 4, -1).transpose(0, 2, 1)
     return np.ascontiguousarray(planes).view("<u4")[..., 0].astype(np.int64)
 
 
-def to_planes(columns: Sequence[Sequence[int]]) -> bytes:
-    """The inverse of `from_planes`: the high bytes, nearly all zero, stand together."""
+def write_columns(columns: Sequence[Sequence[int]]) -> bytes:
+    """The inverse of `read_columns`: the high bytes, nearly all zero, stand together."""
     numbers = np.array(columns, "<u4").reshape(len(columns), -1, 1)
     return numbers.view(np.uint8).transpose(0, 2, 1).tobytes()
 
