@@ -180,6 +180,30 @@ def test_a_table_without_frequencies_is_refused():
         unpack(with_directory(bytes(changed)))
 
 
+@pytest.mark.parametrize(
+    ("behind", "message"),
+    [(b"\1", "last word is not whole"), (bytes(4), "no words of an ANS coder"), (b"\1\0\0\0", "left over")],
+)
+def test_words_that_the_coder_would_not_use_are_refused(behind, message):
+    with pytest.raises(UnpackError, match=message):
+        unpack(sealed(PACKED[PREFIX:] + behind))
+
+
+def test_stored_bytes_that_are_too_few_are_refused():
+    packed = pack(model(raw("w", TensorProto.INT8, np.random.default_rng(0).bytes(2_000)))).content
+    header = form.read_header(packed)
+    assert header.stored_size == 2_000
+    short = dataclasses.replace(header, stored_size=1_000)
+    with pytest.raises(UnpackError, match="stored bytes are too few"):
+        unpack(sealed(form.HEADER.pack(*dataclasses.astuple(short)) + packed[PREFIX + HEADER :]))
+
+
+def test_a_directory_that_expands_beyond_what_it_declares_is_cut_off():
+    packed = with_directory(bytes(50_000_000), directory_full_size=1_000)
+    with at_most(SMALL), pytest.raises(UnpackError, match="damaged"):
+        unpack(packed)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("base", [None, BASE], ids=["whole", "delta"])
 def test_mutations_that_pass_the_checksum_give_an_error_or_the_right_file(base, seed):

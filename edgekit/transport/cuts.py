@@ -17,7 +17,7 @@ INSIDE = {
     "model": {7: "graph"},
     "graph": {1: "node", 5: "tensor"},
     "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
+    "attribute": {5: "tensor", 6: "graph"},
 }
 DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA = 2, 4, 8, 9
 VARINT, BYTES = 0, 2
