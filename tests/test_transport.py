@@ -184,19 +184,18 @@ def test_a_delta_of_four_bit_codes_is_modulo_16():
 
 
 GOLDEN = r"""
-iA76V0RR913oAa7<PHD;00000!vFvP000004Gx%MS759yYrKsVXo!ZhpCLg>86j7s3~;$cIO1ek0000000000000000000000000000000000000000!T<
-mOYXJZN00MwHm=C?kRN^}xhfd;miiL$Vmr6#Bpi>Xz#d?1@Q-
-M6U#u3!*E_ad;(*mVAU;W#=h8_1cA|^jIuh9k;^gQ4T?^<6|3bZjk#OLk`!x~wUXy2@lw9MJFzh5@v_EZ$<4Za*4>G<!O{pDtHpi1|jS`&@v@i!jYo$KR}
-hXMgyfG(3Um4CCP>i|>fg0|f%i7CNU1lUI3n=T^hEK$u6O<~{G#-
-R0RZ>SjCt~<tB2xDQoMWY5_Bmd@EfB*mkfH|d2X}*d7|NFyW0001KZ2aH@&WblVku=L#hLl=*u=$<HAhoeO;Z(fV?&iiVB{iWgmF%{c3D1=M1PKT#ll~U}
-|7-vN001{`rQ8!rfw=D`U6jiLIdG@m6-
-<M=@hD%G%>+Agso)n*g}n1BVVKVbJ#?$$8BmA5^(<qW(Fi|wtpJ`p+ISbWQ}K^3%xVayMdN`VzFhj4Hq~<xuTJcWD8^+2p+DVx8n{;VlQGY245~=xgd@RU
-{hT`3c6M$7GC2YL89L8YAa{VCT8A=;E^8-wu(_*h(o2E7pS;3GJlj+xI|395u_-A%+nLCyYXxPM+^w-
-d%8rV?L|J8CVi;5pwEx0}@ZX14MT0ada6bcDs!=nkYLR6Ft%ICgo-Oq&i8v@otI-%7=d)_)DJkx=ZSz&5pG~R!;p3Mcf-eHHH#@j?Kp%wYAd|VB_BV0Csx
-ab=-@J`wxnzO}zzYzh9B-%M6ExAEq1T!;hkpOVNvA{D8{9Eo!tD`_(yX-c(n9qm#X)i32n|K<X-
-MS0Rg7)Wu_&6*AgunY)nXI8o|H_a3TAmiS(hac>4b;_J|56~)~%5<Y&g`!>G#b(wtKnny&#4MDbga}-303(W4zvr^anBmt4Leb8<_p0mebE4s`d>aumN-
-|$g9drH5RXE^Og&#!sX;#@>J5-&4<R4$r$I1x>&_v5%j|p((6P+D#c9y5LV<gl-
-8D$WvVEl)AdNqp8WO^=etUJq)!<FHKZUF(SVTGcF%wsneLFZasZh7BR#VLq*eSKhmIC3rEO(1+|LpK00
+iA76V0RR912R03-s}BGG000009RUCU00000WdAy^qz!#g4Tm-30A)I>$j`uHII^LV5Y6nENXrem0000000000000000000000000000000000000000-T(
+jqwgCVD00RIym=D4y^x``m+}ipRhXro4lSiZkZCewKh3`7SsvCv7M#CKP)5BNte3iGz>|^kWPk~8aZwAWExPS2#<z=_&3*_pDZ~CJzzpJ*D70;*0%SfQ)o
+7_Kfw!T^dEyV)zIYnKLV_`DI?2D?wPOUh?y__Hdn!Xg*&7QQ%QQ=(3aO|1Ox&M|E#h#)&3FF7gB6(^gOBfX-HZ;S;Sg*G>?y7cW2zI4`h!Zov|GY$2{MAX
+#OvPoC7{dy>rbW?B^gp#f;y6H(Z4b@veKuUNiPss)Ba{5?i2witfH|d2X}*d7|NFyW0001KZ2aH@&WblVku=L#hLl=*u=$<HAhoeO;Z(fV?&iiVB{iWgmF
+%{c3D1=M1PKT#ll~U}|7-vN001{`rQ8!rfw=D`U6jiLIdG@m6-<M=@hD%G%>+Agso)n*g}n1BVVKVbJ#?$$8BmA5^(<qW(Fi|wtpJ`p+ISbWQ}K^3%xVay
+MdN`VzFhj4Hq~<xuTJcWD8^+2p+DVx8n{;VlQGY245~=xgd@RU{hT`3b^s1=dVtr`#s=rS+m=Ezy*2GSbLZ~b0JBIGX`KS@w5cF&=G~{51V5c}64C_#7M$
+fr6rw{+66hlp6?KWHAxwM)JaYgxYVR68u*A<J75O9Rn~@!qNs_@8GyrJA#<V8AX}peC{vXPpObhset4Gbi%82t|o8ejP;=cNq%T#jsRptX)K*+xvegk26<
+79Fg5a>2ysXQV83X2CEwa|*5jPwlsc}(<Mkm7Q)ASVMY!oqv2I<C!HUpd~JX21Z#SH$HIp@wh=0QC=`VOc8Qe`PvEby+xn^}b`}tMN6I*6nSBBYD+qxdqk
+4S4!IhkARo2N(G?EqtxI{Kc^h_!#l)*@s615$3}Z}Uk2?!H@+z#<3$mP=RM!=va`usGDnJf&G3BTF${;j#2B339TPUm+8_!vystlL1IxA>hlD$m#uiNE*D
+>M069=27G_aq(0sy<-S0WYgxV6iOfKt^+z3e49$HE8}Fjd<Nhc|C7=89oIU}V~hdj;k0oR3;lA+s+(nmWpm9FbAe-%YY<nL4&&91O@qz3h73Jg}n1{j;h>
+jr^E+eF}T>@TpU5OO`Ybbn9GX(P{2=o!0CusEN6g+Lw3Xiv<9qD5etbrrR;faGZmHpa(b*puX~!l-48VHFWE$NRn~VGw(Y<kUvJMo#01MCtig68q$XkL%q
+Z+t^D5$Vz-&LSSEuq0000
 """
 
 

@@ -58,6 +58,7 @@ def arithmetic() -> bytes:
         raw("int8", TensorProto.INT8, (few - 6).astype(np.int8)),
         raw("uint4", TensorProto.UINT4, two_a_byte((few % 16).astype(np.uint8))),
         raw("float", TensorProto.FLOAT, (2**30 + few[:60] * 2**20 + i[:60] * 40503 % 2**20).astype(np.int32).tobytes()),
+        raw("stored", TensorProto.INT16, (i[:90] ** 3 * 40503 // 77 % 256 + 256 * few[:90]).astype(np.int16).tobytes()),
         raw("constant", TensorProto.INT32, np.full(40, 7, np.int32).tobytes()),
         raw("repeated", TensorProto.FLOAT, (i % 9 * 2**24 + i % 9 * 77777).astype(np.int32).tobytes()),
     )
