@@ -193,6 +193,43 @@ def export(
 
 
 @main.command()
+@click.argument("source", metavar="BUNDLE_OR_ONNX", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The file to write, model.ekz.")
+@click.option("--target", help="Which of a bundle's files.")
+@click.option("--precision", help="Which of a bundle's files.")
+@click.option("--base", type=PATH, help="Bundle or ONNX file that the device has: write the difference to it.")
+@json_option
+def pack(source: Path, out: Path, target: str | None, precision: str | None, base: Path | None, as_json: bool) -> None:
+    """Write the transport form of a file, for updates over the air: entropy-coded, the same bytes when unpacked.
+
+    \b
+    edgekit pack out/quickstart --precision int8 --out model.ekz
+    edgekit pack out/new --precision int8 --base out/old --out update.ekz
+    """
+    from edgekit import tables
+    from edgekit.transport.commands import pack_file
+
+    found = pack_file(source, out, target, precision, base)
+    emit(found) if as_json else tables.show_packed(found)
+
+
+@main.command()
+@click.argument("path", metavar="EKZ", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The ONNX file to write.")
+@click.option("--base", type=PATH, help="For a difference: the ONNX file it was made against, or its bundle.")
+def unpack(path: Path, out: Path, base: Path | None) -> None:
+    """Write the ONNX file that was packed. On a device, edgekit/transport/unpack.py does it by itself.
+
+    \b
+    edgekit unpack model.ekz --out model.onnx
+    edgekit unpack update.ekz --base old.onnx --out new.onnx
+    """
+    from edgekit.transport.commands import unpack_file
+
+    say(f"{out}: {unpack_file(path, out, base):,} bytes")
+
+
+@main.command()
 @click.argument("path", metavar="FILE_OR_BUNDLE", type=PATH)
 @click.option("--runs", type=click.IntRange(8), default=100, show_default=True)
 @threads_option

@@ -11,7 +11,7 @@ from edgekit import __version__
 from edgekit.engines import cuda
 from edgekit.machine import cpu_flags, cpu_name, int8_saturates
 
-CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "pillow")
+CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "constriction", "pillow")
 EXTRAS = {
     "kornia": ("kornia", "train"),
     "openvino": ("openvino", "openvino"),

@@ -72,6 +72,18 @@ def show_profile(found: dict[str, Any]) -> None:
         print(f"{name}: not measured: {reason}")
 
 
+def show_packed(found: dict[str, Any]) -> None:
+    made = make("kind", "tensors", "bytes", "packed", "entropy")
+    for row in found["rows"]:
+        entropy = "" if row["entropy_bytes"] is None else f"{row['entropy_bytes']:,}"
+        tensors = str(row["tensors"] or "")
+        made.add_row(row["kind"], tensors, f"{row['file_bytes']:,}", f"{row['transport_bytes']:,}", entropy)
+    made.add_section()
+    made.add_row("total", "", f"{found['size_bytes']:,}", f"{found['transport_bytes']:,}", "")
+    show(made)
+    print(f"{found['transport_bytes'] / found['size_bytes']:.3f} of {found['file']}")
+
+
 def show_verdicts(verdicts: Sequence[gate.Verdict], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"schema": "edgekit/gates/1", "verdicts": report.verdicts_json(verdicts)}, indent=1))

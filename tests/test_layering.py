@@ -24,7 +24,7 @@ LAYERS = [
     {"export", "rewrites"},
     {"bundle"},
     {"engines"},
-    {"profile", "verify", "shipping", "phones"},
+    {"profile", "verify", "shipping", "phones", "transport"},
     {"latency"},
     {"gate"},
     {"report", "recipe", "inspection", "doctor", "catalogue"},
