@@ -30,6 +30,8 @@ class Changes:
         self.before, self.now = before, net
         self.whole: Mapping[str, torch.Tensor] = before.module.state_dict()
         self.state: Mapping[str, torch.Tensor] = net.module.state_dict()
+        if new := sorted(self.state.keys() - self.whole.keys()):
+            raise BadInput(f"reconstruct: {new[0]} is not in the reference; put reconstruct before the lowrank pass")
         self.kept: dict[tuple[str, Side], np.ndarray] = {}
         for edit in net.edits[len(before.edits) :]:
             if isinstance(edit, KeepChannels):
