@@ -54,9 +54,14 @@ class Candidate:
     def whole(self) -> Choice:
         return Choice(self.name, None, (), 0.0, _costs(self.layer, self.shape))
 
-    def choice(self, form: Form, ranks: tuple[int, ...], loss: float) -> Choice:
-        """Raises BadInput for ranks that the layer does not have."""
+    def choice(self, form: Form, ranks: tuple[int, ...], loss: float | None = None) -> Choice:
+        """With the loss where it is not known.
+
+        Raises:
+            BadInput: the layer does not have these ranks.
+        """
         made = chain(self._twin, form, ranks, self.name)
+        loss = self.lost(form, ranks) if loss is None else loss
         return Choice(self.name, form, ranks, loss, _costs(made, self.shape))
 
     def weights(self, form: Form, ranks: tuple[int, ...]) -> list[torch.Tensor]:
@@ -99,7 +104,7 @@ class Candidate:
         count = bisect.bisect_left(tried, True, key=lambda each: not self.choice(form, *each).pays(self.whole, units))
         shown = thinned(tried[:count], LEVELS // 4 if form == "cp" else LEVELS)
         exact = len(full_ranks(self.layer, form)) == 1 and form != "cp"
-        return [self.choice(form, ranks, bound if exact else self.lost(form, ranks)) for ranks, bound in shown]
+        return [self.choice(form, ranks, bound if exact else None) for ranks, bound in shown]
 
     def _tried(self, form: Form, step: int) -> list[tuple[tuple[int, ...], float]]:
         """Ranks, rising, and a bound of what each loses."""

@@ -127,9 +127,6 @@ class LowRank:
         samples = ctx.data.role("calibrate").subset(self.images, ctx.seed)
         batches = (torch.from_numpy(batch) for batch, _, _ in samples.batches(ctx.input, BATCH))
         moments = output_moments(net.module, list(found), batches)
-        for name, each in moments.items():
-            if not bool(each.energies.isfinite().all()):
-                raise BadInput(f"lowrank: what {name} puts out on the calibration images is not finite")
         return {name: dataclasses.replace(each, moments=moments[name]) for name, each in found.items()}
 
     # Choices
@@ -137,13 +134,16 @@ class LowRank:
     def _chosen(self, found: dict[str, Candidate], net: Net, ctx: PassContext) -> list[Choice]:
         if self.ranks:
             return self._given(found, ctx)
-        names = ctx.track(found, "lowrank", len(found))
-        units = tuple(unit for unit in self._units if unit != "latency") or UNITS
-        menus = [found[name].menu(self._forms, self.round_to, units) for name in names]
-        if self.energy is not None:
-            holding = [[each for each in menu[1:] if each.loss <= 1 - self.energy] for menu in menus]
-            return [min(menu, key=lambda choice: choice.costs["macs"]) for menu in holding if menu]
-        return self._within_budget(menus, net, ctx)
+        if self.energy is None:
+            return self._within_budget(found, net, ctx)
+        holding = [
+            [each for each in menu[1:] if each.loss <= 1 - self.energy] for menu in self._menus(found, UNITS, ctx)
+        ]
+        return [min(menu, key=lambda choice: choice.costs["macs"]) for menu in holding if menu]
+
+    def _menus(self, found: dict[str, Candidate], units: Sequence[str], ctx: PassContext) -> list[Menu]:
+        each = ctx.track(found.values(), "lowrank", len(found))
+        return [candidate.menu(self._forms, self.round_to, units) for candidate in each]
 
     def _given(self, found: dict[str, Candidate], ctx: PassContext) -> list[Choice]:
         """Raises BadInput for a layer given by its name in which the ranks do not pay; others are named in the log."""
@@ -153,7 +153,7 @@ class LowRank:
                 continue
             form = candidate.forms(self._forms)[0]
             ranks = self._ranks(self.ranks[glob], candidate, form)
-            choice = candidate.choice(form, ranks, candidate.lost(form, ranks))
+            choice = candidate.choice(form, ranks)
             if choice.pays(candidate.whole, UNITS):
                 chosen.append(choice)
                 continue
@@ -172,22 +172,19 @@ class LowRank:
         blocks = (max(1, math.ceil(given * most / self.round_to)) for most in full)
         return tuple(min(most, count * self.round_to) for most, count in zip(full, blocks))
 
-    def _within_budget(self, menus: list[Menu], net: Net, ctx: PassContext) -> list[Choice]:
-        rest: dict[str, float] = dict(ctx.cost(net))
+    def _within_budget(self, found: dict[str, Candidate], net: Net, ctx: PassContext) -> list[Choice]:
+        costs, limits = self._costs(net, ctx), ctx.limits(self.budget)
+        if all(costs[name] <= limit for name, limit in limits.items()):
+            raise BadInput(
+                f"lowrank: the network that comes in meets its budget already, {self._reached(costs, limits)} of the "
+                "uncompressed network; ask for less"
+            )
+        menus = self._menus(found, [unit for unit in self.budget if unit != "latency"] or UNITS, ctx)
         if "latency" in self.budget:
             menus = timed(menus, net, ctx)
-            rest["latency"] = ctx.layer_latency(net).latency_ms(net.module)
-        for name in self.budget:
-            rest[name] -= sum(menu[0].costs[name] for menu in menus)
-        problem = Problem(menus, rest, ctx.limits(self.budget))
-        if problem.met(problem.whole):
-            raise BadInput(
-                "lowrank: the network that comes in meets its budget already, "
-                f"{self._reached(problem.totals(problem.whole), problem.limits)} of the uncompressed network; "
-                "ask for less"
-            )
+        problem = Problem(menus, costs, limits)
         taken = problem.solved()
-        reached = self._reached(problem.totals(taken), problem.limits)
+        reached = self._reached(problem.totals(taken), limits)
         if not problem.met(taken):
             raise BadInput(
                 f"lowrank: the budget is out of reach; at ranks of {self.round_to} wherever a chain costs less in "
@@ -196,25 +193,31 @@ class LowRank:
         ctx.log(f"lowrank: {reached}")
         return [choice for place in taken if (choice := problem.choices[place]).form is not None]
 
+    def _costs(self, net: Net, ctx: PassContext) -> dict[str, float]:
+        costs: dict[str, float] = dict(ctx.cost(net))
+        if "latency" in self.budget:
+            costs["latency"] = ctx.layer_latency(net).latency_ms(net.module)
+        return costs
+
     def _reached(self, costs: Mapping[str, float], limits: Mapping[str, float]) -> str:
         return ", ".join(
             f"{name} {costs[name] / limits[name] * asked:.3f} (asked {asked})" for name, asked in self.budget.items()
         )
 
     def _report(self, chosen: Sequence[Choice], found: dict[str, Candidate], result: Net, ctx: PassContext) -> None:
-        """Raises BadInput where the network that was made costs more than was computed."""
-        costs, base = ctx.cost(result), ctx.cost(ctx.base)
+        """Raises BadInput where the network that was made cannot run, or costs more than was computed."""
+        try:
+            costs, base = ctx.cost(result), ctx.cost(ctx.base)
+        except BadInput as error:
+            raise BadInput(f"lowrank: code asks a layer for what a chain does not have; exclude it: {error}") from None
         for name, limit in ctx.limits(self.budget).items():
             if costs.get(name, 0) > limit:
                 raise BadInput(f"lowrank: {name} is {costs[name]}, above the budget's {limit:.0f}: ask for less")
         for choice in chosen:
-            candidate = found[choice.layer]
             assert choice.form is not None
-            full = _numbers(full_ranks(candidate.layer, choice.form))
-            held = 1 - candidate.lost(choice.form, choice.ranks)
-            ctx.log(
-                f"lowrank: {choice.layer}: {choice.form}, rank {_numbers(choice.ranks)} of {full}, energy {held:.3f}"
-            )
+            full = _numbers(full_ranks(found[choice.layer].layer, choice.form))
+            rank = f"rank {_numbers(choice.ranks)} of {full}"
+            ctx.log(f"lowrank: {choice.layer}: {choice.form}, {rank}, energy {1 - choice.loss:.3f}")
         shares = ", ".join(f"{name} {costs[name] / base[name]:.3f}" for name in UNITS)
         ctx.log(f"lowrank: {len(chosen)} of {len(found)} layers are replaced; {shares} of the uncompressed network")
 

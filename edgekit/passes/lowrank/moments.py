@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
+from edgekit.errors import BadInput
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
@@ -25,12 +27,21 @@ class Moments:
 
 
 def output_moments(module: nn.Module, layers: Sequence[str], batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
-    """The moments of the `layers`, each a convolution or linear layer, over batches of (B, C, H, W)."""
+    """The moments of the `layers`, each a convolution or linear layer, over batches of (B, C, H, W).
+
+    Raises:
+        BadInput: a layer puts out what is not finite.
+    """
     twin = copy.deepcopy(module).eval()
     sums = {name: _Sums(twin.get_submodule(name)) for name in layers}
     with torch.no_grad():
         for batch in batches:
             twin(batch)
+    for name, each in sums.items():
+        if not bool(each.square.isfinite().all()):
+            raise BadInput(
+                f"lowrank: what {name} puts out on the calibration images is not finite; look at its weights"
+            )
     return {name: each.moments() for name, each in sums.items()}
 
 
