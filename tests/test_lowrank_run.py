@@ -35,7 +35,7 @@ budget = {{ macs = 0.9 }}
 
 [[pass]]
 name = "lowrank"
-budget = {{ macs = 0.8 }}
+budget = {{ latency = 0.75 }}
 
 [[pass]]
 name = "finetune"
@@ -80,26 +80,20 @@ def test_chains_are_pruned_like_any_layer():
     assert any(edit.layer in ranks for edit in result.edits if edit.__class__.__name__ == "KeepChannels")
 
 
-def test_one_recipe_prunes_factorises_trains_and_quantises(data, tmp_path):
-    (tmp_path / "r.toml").write_text(RECIPE)
-    made = edgekit.compress(MODEL, str(tmp_path / "r.toml"), data, tmp_path / "out", runs=8)
-    edits = [edit["edit"] for edit in made.manifest["edits"]]
-    assert edits.count("factorise") == len(edits) - edits.index("factorise") > 0 and "keep_channels" in edits
-    steps = {(row["stage"], row["precision"]): row for row in made.manifest["steps"]}
-    assert steps["lowrank", "fp32"]["macs"] <= 0.8 * steps["base", "fp32"]["macs"]
-    assert ("int8", "int8") in steps
-    module = edgekit.load(tmp_path / "out", trust=True)
-    assert any(name.endswith("conv.1") for name in layer_channels(module))
+def test_one_recipe_prunes_factorises_trains_and_quantises(data, tmp_path, monkeypatch):
+    """By latency: predicted is a share of the uncompressed network's, though chains have a table of their own."""
 
-
-def test_the_predicted_latency_is_a_share_of_the_uncompressed_networks(data, tmp_path, monkeypatch):
     def table(net: Net, *_args: object) -> types.SimpleNamespace:
         channels = layer_channels(net.module)
         costs = {name: LayerCost((0.0, 0.0, 0.0, 1e-3), 1.0, 1) for name in channels}
         return types.SimpleNamespace(model=LatencyModel(costs, 0.1, channels))
 
     monkeypatch.setattr("edgekit.job.layer_table", table)
-    (tmp_path / "r.toml").write_text(f'{IO}[[pass]]\nname = "lowrank"\nbudget = {{ latency = 0.9 }}\n')
+    (tmp_path / "r.toml").write_text(RECIPE)
     made = edgekit.compress(MODEL, str(tmp_path / "r.toml"), data, tmp_path / "out", runs=8)
-    base, factorised = made.manifest["steps"]
-    assert base["latency_predicted"] == 1.0 and 0.7 < factorised["latency_predicted"] <= 0.9
+    edits = [edit["edit"] for edit in made.manifest["edits"]]
+    assert edits.count("factorise") == len(edits) - edits.index("factorise") > 0 and "keep_channels" in edits
+    predicted = {row["stage"]: row["latency_predicted"] for row in made.manifest["steps"] if "latency_predicted" in row}
+    assert predicted["base"] == 1.0 and 0.6 < predicted["lowrank"] == predicted["finetune"] <= 0.75 < predicted["prune"]
+    assert made.manifest["steps"][-1]["precision"] == "int8"
+    assert any(name.endswith("conv.1") for name in layer_channels(edgekit.load(tmp_path / "out", trust=True)))
