@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from edgekit.errors import BadInput
 
@@ -70,6 +71,8 @@ def unsuited(module: nn.Module, name: str) -> str | None:
         return "is no convolution or linear layer"
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return "is a grouped convolution"
+    if parametrize.is_parametrized(layer, "weight"):
+        return "keeps its weight as codes; factorise first"
     for other, parameter in module.named_parameters(remove_duplicate=False):
         if parameter is layer.weight and other != f"{name}.weight":
             return f"shares its weight with {other.rpartition('.')[0]}"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
 from edgekit.factorise import FORMS, Factorise, Form, axis_sizes, chain, full_ranks, possible, widths
 from edgekit.graph import trace
@@ -171,6 +172,8 @@ class Twice(nn.Module):
         self.c.weight = self.b.weight
         self.grouped = nn.Conv2d(8, 8, 3, groups=2)
         self.act = nn.ReLU()
+        self.coded = nn.Linear(8, 8)
+        CodeWeight("coded", 4).apply(self)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,7 @@ class Twice(nn.Module):
         ("again", "again shares its weight with a"),
         ("b", "b shares its weight with c"),
         ("grouped", "is a grouped convolution"),
+        ("coded", "keeps its weight as codes; factorise first"),
         ("act", "is no convolution or linear layer"),
         ("", "the network itself is no convolution"),
         ("d", "the network has no layer 'd'"),

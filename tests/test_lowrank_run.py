@@ -1,6 +1,5 @@
 """The low-rank pass among others: after pruning, before training, export and int8, in one recipe."""
 
-import dataclasses
 import types
 
 import numpy as np
@@ -13,10 +12,13 @@ from edgekit.edits import layer_channels
 from edgekit.engines import engine
 from edgekit.errors import BadInput
 from edgekit.export import export, serialise
+from edgekit.factorise import FORMS, Factorise
 from edgekit.latency.model import LatencyModel, LayerCost
 from edgekit.net import Net, Source, build, edits_from_json, edits_to_json
 from edgekit.parity import sqnr_db
 from edgekit.passes import LowRank, Prune, Reconstruct
+from edgekit.passes.reconstruct.least_squares import LeastSquares
+from edgekit.passes.reconstruct.udfc import UDFC
 from edgekit.targets import target
 from tests.conftest import IO
 from tests.nets import calibrate
@@ -66,8 +68,26 @@ def test_after_pruning_and_before_export(source):
     assert np.array_equal(expected, rebuilt)
     model = export(result.module, ctx.input, Output(), target("onnxruntime")).model
     assert sqnr_db(expected, engine("onnxruntime").load(serialise(model)).run(batch)) >= 60
-    with pytest.raises(BadInput, match=r"reconstruct: \S+\.0\.weight is not in the reference"):
-        Reconstruct()(result, dataclasses.replace(ctx, before=pruned))
+
+
+def test_reconstruction_fits_the_last_layer_of_every_chain():
+    """To the outputs of the layer in whose place it stands; other methods do not apply."""
+    torch.manual_seed(0)
+    net = Net(SOURCES[0], (), calibrate(build(SOURCES[0]), SHAPE))
+    ctx = context(net)
+    result = LowRank(budget={"macs": 0.6})(net, ctx)
+    fitted = Reconstruct(LeastSquares(images=24))(result, ctx)
+    batch = torch.from_numpy(next(ctx.data.role("calibrate").batches(ctx.input, 24))[0])
+    with torch.no_grad():
+        wanted, before, after = (each.module.eval()(batch) for each in (net, result, fitted))
+    assert (after - wanted).square().sum() < 0.1 * (before - wanted).square().sum()
+    state, fresh = result.module.state_dict(), fitted.module.state_dict()
+    changed = {name for name in state if not torch.equal(state[name], fresh[name])}
+    chains = {edit.layer: len(FORMS[edit.form]) for edit in result.edits if isinstance(edit, Factorise)}
+    weights = {f"{layer}.{number}.weight" for layer, count in chains.items() for number in range(count)}
+    assert changed & weights == {f"{layer}.{count - 1}.weight" for layer, count in chains.items()}
+    with pytest.raises(BadInput, match='only method = "least_squares"'):
+        Reconstruct(UDFC())(result, ctx)
 
 
 def test_chains_are_pruned_like_any_layer():
