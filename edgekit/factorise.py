@@ -67,12 +67,14 @@ class Factorise:
 def unsuited(module: nn.Module, name: str) -> str | None:
     """Why a layer cannot be replaced by a chain; None where it can."""
     layer = module.get_submodule(name)
-    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+    if not name or not isinstance(layer, (nn.Conv2d, nn.Linear)):
         return "is no convolution or linear layer"
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return "is a grouped convolution"
     if parametrize.is_parametrized(layer, "weight"):
         return "keeps its weight as codes; factorise first"
+    if type(layer).forward not in (nn.Conv2d.forward, nn.Linear.forward):
+        return f"is of class {type(layer).__name__}, which runs code of its own"
     for other, parameter in module.named_parameters(remove_duplicate=False):
         if parameter is layer.weight and other != f"{name}.weight":
             return f"shares its weight with {other.rpartition('.')[0]}"

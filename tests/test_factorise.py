@@ -161,6 +161,11 @@ def test_padding_by_name_and_the_layers_type_are_kept():
     assert not made.training and made[0].weight.dtype == torch.float64 and made[0].bias is None
 
 
+class Own(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
 class Twice(nn.Module):
     """One module under two names, and two layers with one weight."""
 
@@ -171,7 +176,7 @@ class Twice(nn.Module):
         self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8)
         self.c.weight = self.b.weight
         self.grouped = nn.Conv2d(8, 8, 3, groups=2)
-        self.act = nn.ReLU()
+        self.act, self.own = nn.ReLU(), Own(8, 8, 3)
         self.coded = nn.Linear(8, 8)
         CodeWeight("coded", 4).apply(self)
 
@@ -184,6 +189,7 @@ class Twice(nn.Module):
         ("b", "b shares its weight with c"),
         ("grouped", "is a grouped convolution"),
         ("coded", "keeps its weight as codes; factorise first"),
+        ("own", "own is of class Own, which runs code of its own"),
         ("act", "is no convolution or linear layer"),
         ("", "the network itself is no convolution"),
         ("d", "the network has no layer 'd'"),

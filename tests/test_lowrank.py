@@ -271,11 +271,32 @@ def test_weights_that_are_not_finite(net, ctx):
         LowRank(energy=0.9)(net, ctx)
 
 
+def test_a_layer_of_zeros_loses_nothing(net, ctx):
+    with torch.no_grad():
+        net.module.deep.weight.zero_()
+    for settings in ({"form": "tucker2"}, {"form": "channel", "weighted": True}):
+        result = LowRank(**settings, energy=0.9)(net, ctx)
+        assert "deep" in replaced(result) and torch.equal(outputs(result.module), outputs(net.module))
+
+
 def test_outputs_that_are_not_finite(net, ctx):
     with torch.no_grad():
         net.module.norm.weight[0] = torch.inf
     with pytest.raises(BadInput, match="what deep puts out on the calibration images is not finite"):
         LowRank(form="channel", weighted=True, energy=0.9)(net, ctx)
+
+
+class Asks(Plain):
+    """Its code asks a layer for what a chain does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x[..., :: self.mix.stride[0]])
+
+
+def test_code_that_asks_a_layer_is_named():
+    net = net_of(calibrate(Asks(), SHAPE))
+    with pytest.raises(BadInput, match=r"code asks a layer for .*; exclude it: .*'Sequential' object has no attribute"):
+        LowRank(energy=0.5)(net, context(net, SIZE))
 
 
 class Shared(Plain):
@@ -291,7 +312,7 @@ class Shared(Plain):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.mix(self.stem(x).relu())).relu()
         x = self.tied_too(self.tied(self.twice(self.twice(x))))
-        x = nn.functional.conv2d(x, self.read.weight, padding=1)
+        x = self.read(nn.functional.conv2d(x, self.read.weight, padding=1))
         return self.last(self.linear(self.deep(x).flatten(1)))
 
 
@@ -301,7 +322,7 @@ def test_a_layer_shared_by_two_callers():
     shared = {
         "twice": "is called 2 times",
         "tied": "shares its weight with tied_too",
-        "read": "is never called as a layer; other code reads its weight",
+        "read": "is not only called as a layer; other code reads its weight",
     }
     result = LowRank(energy=0.5)(net, ctx)
     assert not replaced(result).keys() & {*shared, "tied_too"}

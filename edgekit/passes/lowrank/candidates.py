@@ -22,7 +22,6 @@ from edgekit.passes.lowrank.decompose import factors, lost, projected, spectra
 from edgekit.passes.lowrank.moments import Moments
 
 T = TypeVar("T")
-TINY = 1e-300
 LEVELS = 32
 """Ranks tried of one form in one layer, at most; "cp", which is fitted anew for each, takes a quarter."""
 
@@ -74,7 +73,7 @@ class Candidate:
         """The share of the energy that is lost: of the weight, or of the outputs where there are moments."""
         if self.moments is not None:
             energies = self.moments.energies
-            return float(energies[ranks[0] :].sum() / energies.sum().clamp(min=TINY))
+            return float(energies[ranks[0] :].sum()) / (float(energies.sum()) or 1.0)
         return lost(self.layer.weight, self.weights(form, ranks))
 
     def fill(self, made: nn.Sequential, choice: Choice) -> None:
@@ -124,7 +123,8 @@ def candidates(module: nn.Module, input_shape: Shape) -> tuple[dict[str, Candida
     graph = trace(module, input_shape)
     calls = Counter(call.layer for call in graph.calls)
     given = {call.layer: call.inputs[0].shape for call in graph.calls if len(call.inputs) == 1}
-    read = {str(value.param): op.layer for op in graph.ops for value in op.params}
+    params = ((op.layer, str(value.param)) for op in graph.ops for value in op.params)
+    read_elsewhere = {name.rpartition(".")[0] for layer, name in params if name.rpartition(".")[0] != layer}
     found: dict[str, Candidate] = {}
     left: dict[str, str] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
@@ -134,8 +134,8 @@ def candidates(module: nn.Module, input_shape: Shape) -> tuple[dict[str, Candida
             left[name] = reason
         elif calls[name] > 1:
             left[name] = f"is called {calls[name]} times"
-        elif name not in given or read[f"{name}.weight"] != name:
-            left[name] = "is never called as a layer; other code reads its weight"
+        elif name not in given or name in read_elsewhere:
+            left[name] = "is not only called as a layer; other code reads its weight"
         elif not bool(layer.weight.isfinite().all()):
             raise BadInput(f"lowrank: the weight of {name} is not finite; look at the training that it comes from")
         else:

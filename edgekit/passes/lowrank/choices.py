@@ -25,6 +25,9 @@ import torch
 
 from edgekit.factorise import Form
 
+TINY = 1e-12
+"""Of a layer of which nothing stays, so that its loss is finite."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -41,7 +44,6 @@ class Choice:
         return all(self.costs[unit] < whole.costs[unit] for unit in units)
 
 
-TINY = 1e-12
 Menu = list[Choice]
 """A layer's choices, the whole layer first."""
 
@@ -52,7 +54,7 @@ def levels(spectra: Sequence[torch.Tensor], step: int) -> Iterator[tuple[tuple[i
     blocks = [spectrum[: len(spectrum) // step * step].reshape(-1, step).sum(1).tolist() for spectrum in spectra]
     if not all(blocks):
         return
-    total = max(float(spectra[0].sum()), 1e-300)
+    total = float(spectra[0].sum()) or 1.0
     ranks = [step] * len(spectra)
     rest = sum(float(spectrum[step:].sum()) for spectrum in spectra)
     yield tuple(ranks), min(1.0, rest / total)

@@ -87,7 +87,7 @@ def merged(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 def lost(weight: torch.Tensor, weights: Sequence[torch.Tensor]) -> float:
     """‖ W − Ŵ ‖² / ‖ W ‖² of a chain."""
     wanted = _as_conv(weight.detach().double().cpu())
-    return float((wanted - merged(weights)).square().sum() / wanted.square().sum())
+    return float((wanted - merged(weights)).square().sum()) / (float(wanted.square().sum()) or 1.0)
 
 
 def _left_singular(matrix: torch.Tensor) -> torch.Tensor:
