@@ -9,7 +9,8 @@ parameters. Latency is that of chains measured in the network: once with each la
 rank that has fewer MACs and parameters, once with each in its second, and so on; lower ranks are the latency model's
 to say.
 
-Put first in a recipe, before any training, the pass makes a network that is trained in its low-rank form; its chains
+Put first in a recipe, before any training, with `ranks` or a budget (fresh weights have flat spectra, of which no rank
+holds much), the pass makes a network that is trained in its low-rank form; its chains
 then start from the decomposition of the fresh weights, which trains better than fresh factors do (Khodak, Tenenholtz,
 Mackey, Fusi, 2021, arXiv 2105.01029).
 """
