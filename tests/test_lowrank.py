@@ -16,7 +16,9 @@ from edgekit.graph import trace
 from edgekit.latency.model import LatencyModel, LayerCost
 from edgekit.net import Net, edits_from_json, edits_to_json, state_sha256
 from edgekit.passes import LowRank
+from edgekit.passes.lowrank.candidates import candidates
 from edgekit.passes.lowrank.choices import Choice, Problem, levels
+from edgekit.passes.lowrank.timing import timed
 from edgekit.schema import parse
 from tests.nets import calibrate
 from tests.test_factorise import ANY
@@ -101,6 +103,25 @@ def test_the_choice_is_near_the_best_of_all(seed):
     best = min(sum(-np.log(1 - choice.loss) for choice in each) for each in met)
     found = sum(-np.log(1 - problem.choices[place].loss) for place in taken)
     assert best <= found <= best + max(-np.log(1 - choice.loss) for menu in menus for choice in menu)
+
+
+def menu(layer: str, whole: float, cost: float, loss: float) -> list[Choice]:
+    return [Choice(layer, None, (), 0.0, {"macs": whole}), Choice(layer, "channel", (8,), loss, {"macs": cost})]
+
+
+def factorised(menus: list[list[Choice]], limit: float) -> list[str]:
+    problem = Problem(menus, {"macs": sum(each[0].costs["macs"] for each in menus)}, {"macs": limit})
+    return [problem.choices[place].layer for place in problem.solved() if problem.choices[place].form]
+
+
+def test_what_counts_is_the_product_of_the_energies_that_stay():
+    """Half of two layers leaves a quarter, more than a tenth of one: though 0.9 is less than 0.5 + 0.5."""
+    assert factorised([menu("a", 20, 10, 0.9), menu("b", 10, 5, 0.5), menu("c", 10, 5, 0.5)], 30) == ["b", "c"]
+
+
+def test_a_step_that_a_later_one_made_needless_is_given_back():
+    """The first saves 5 at the better price, the second 9, which is enough alone."""
+    assert factorised([menu("a", 10, 5, 0.1), menu("b", 10, 1, 0.5)], 12) == ["b"]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -214,6 +235,24 @@ def test_latency_is_that_of_the_measured_chains(net, ctx):
     assert all(set(replaced(each)) <= {"mix", "deep", "linear", "stem"} for each in wide)
     with pytest.raises(BadInput, match="no latency is measured here"):
         LowRank(budget={"latency": 0.9})(net, ctx)
+
+
+def test_the_times_of_a_chain_are_those_of_its_layers(net, ctx):
+    """1 ms for a chain's first layer, 10 for its second, 100 for its third; where the whole layer takes 5, it stays."""
+    ms = {"0": 1.0, "1": 10.0, "2": 100.0, "deep": 1000.0}
+
+    def latency(wanted: Net) -> LatencyModel:
+        channels = layer_channels(wanted.module)
+        costs = {name: LayerCost((ms.get(name.rpartition(".")[2], 5.0), 0.0, 0.0, 0.0), 1.0, 1) for name in channels}
+        return LatencyModel(costs, 0.0, channels)
+
+    found, _ = candidates(net.module, SHAPE)
+    menus = [found[name].menu(["channel", "tucker2"], 8, ["macs"]) for name in ("deep", "mix")]
+    deep, mix = timed(menus, net, dataclasses.replace(ctx, latency=latency))
+    assert {(choice.form, choice.costs["latency"]) for choice in deep} == {
+        (None, 1000.0), ("channel", 11.0), ("tucker2", 111.0)
+    }  # fmt: skip
+    assert len(menus[1]) > 1 and [choice.costs["latency"] for choice in mix] == [5.0]
 
 
 # Bad input
