@@ -238,7 +238,8 @@ def _predicted(job: Job, base: Net, net: Net) -> dict[str, float]:
     """What a recipe that budgets latency foresees for a network, for its row; all processes must ask."""
     if not job.budgets_latency:
         return {}
-    return {"latency_predicted": job.pass_context(0, base, base).layer_latency(net).ratio(net.module)}
+    ctx = job.pass_context(0, base, base)
+    return {"latency_predicted": ctx.layer_latency(net).latency_ms(net.module) / ctx.latency(base).full_ms}
 
 
 def _stage(job: Job, net: Net, stage: str, path: Path, index: int, predicted: dict[str, float]) -> dict[str, Any]:

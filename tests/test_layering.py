@@ -13,7 +13,7 @@ LAYERS = [
     {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine"},
     {"cards", "targets", "data", "nets"},
     {"coded", "onnx_codes"},
-    {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
+    {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"labels"},
     {"net", "channels", "removal", "blocks"},
     {"costs"},

@@ -4,6 +4,7 @@
 from edgekit.passes.depth import Depth
 from edgekit.passes.distil import Distil
 from edgekit.passes.finetune import Finetune
+from edgekit.passes.lowrank import LowRank
 from edgekit.passes.prune import Prune
 from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
@@ -14,6 +15,7 @@ PASSES = {
     "reconstruct": Reconstruct,
     "depth": Depth,
     "tas": Tas,
+    "lowrank": LowRank,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,

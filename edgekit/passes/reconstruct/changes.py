@@ -11,6 +11,7 @@ from edgekit.channels import Group
 from edgekit.context import PassContext
 from edgekit.edits import KeepChannels
 from edgekit.errors import BadInput
+from edgekit.factorise import FORMS, Factorise
 from edgekit.labels import Axis
 from edgekit.net import Net
 from edgekit.removal import Side, layer_side
@@ -31,11 +32,16 @@ class Changes:
         self.whole: Mapping[str, torch.Tensor] = before.module.state_dict()
         self.state: Mapping[str, torch.Tensor] = net.module.state_dict()
         self.kept: dict[tuple[str, Side], np.ndarray] = {}
+        self.chained: dict[str, str] = {}
+        """The weight of each low-rank chain's last layer: that of the reference's layer, which put out the same."""
         for edit in net.edits[len(before.edits) :]:
             if isinstance(edit, KeepChannels):
                 side, keep = (edit.layer, edit.dim), np.array(edit.keep)
                 self.kept[side] = self.kept[side][keep] if side in self.kept else keep
-        self.reweighted = {name for name in self.state if not torch.equal(self.left(name), self.state[name])}
+            elif isinstance(edit, Factorise):
+                self.chained[f"{edit.layer}.{len(FORMS[edit.form]) - 1}.weight"] = f"{edit.layer}.weight"
+        common = self.state.keys() & self.whole.keys()
+        self.reweighted = {name for name in common if not torch.equal(self.left(name), self.state[name])}
         if len(net.edits) == len(before.edits) and not self.reweighted:
             raise BadInput(
                 "reconstruct: nothing was removed or changed that could be made up for; put it after the [[pass]] that "

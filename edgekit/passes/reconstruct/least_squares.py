@@ -15,6 +15,8 @@ are few windows for so many weights. Grouped convolutions are fitted group by gr
 Where a batch norm alone reads the layer, it is given the reference's parameters and statistics, and takes b' into its
 mean if the layer has no bias.
 
+Of a chain of low rank the last layer is fitted, to what the layer in whose place it stands put out.
+
 Windows are drawn: so many places of each image, the same in both networks, that there are 8 for each weight of a row.
 """
 
@@ -54,7 +56,7 @@ class LeastSquares:
         samples = ctx.data.role("calibrate").subset(self.images, ctx.seed)
         result = net.clone()
         with torch.no_grad(), tempfile.TemporaryDirectory(dir=ctx.state and ctx.state.parent) as folder:
-            walk = Walk(changes.before.module, result.module, ctx.input.shape, Path(folder))
+            walk = Walk(changes.before.module, result.module, ctx.input.shape, Path(folder), changes.chained)
             for weight, reason in walk.left.items():
                 ctx.log(f"reconstruct: {weight} is left as it is, {reason}")
             walk.start(torch.from_numpy(batch) for batch, _, _ in samples.batches(ctx.input, 1))
@@ -69,7 +71,8 @@ class LeastSquares:
     def _fit(self, walk: Walk, layer: Layer, changes: Changes, state: dict[str, torch.Tensor], seed: int) -> None:
         weight, bias = state[layer.weight], state.get(layer.weight.removesuffix("weight") + "bias")
         intercept = bias is not None or layer.norm is not None
-        moments = layer_moments(walk, layer, weight, changes.rows((layer.weight, 0)), intercept, seed)
+        rows = None if layer.weight in changes.chained else changes.rows((layer.weight, 0))
+        moments = layer_moments(walk, layer, weight, rows, intercept, seed)
         fitted = moments.solve(weight.reshape(*moments.cross.shape).double(), self.ridge)
         weight.copy_(fitted.reshape(weight.shape))
         for value in layer.norm.params if layer.norm else ():

@@ -30,6 +30,7 @@ from torch import nn
 
 from edgekit.channels import Group, Ties, ties
 from edgekit.context import PassContext
+from edgekit.errors import BadInput
 from edgekit.graph import BATCH_NORMS, trace
 from edgekit.labels import Axis
 from edgekit.net import Net
@@ -62,7 +63,13 @@ Mix = Callable[[Responses], np.ndarray]
 
 
 def compensated(changes: Changes, ctx: PassContext, mix: Mix) -> Net:
-    """The network with every group's readers rewritten; what cannot be is left and logged by name."""
+    """The network with every group's readers rewritten; what cannot be is left and logged by name.
+
+    Raises:
+        BadInput: layers became chains of low rank, whose readers have nothing to make up for by themselves.
+    """
+    if changes.chained:
+        raise BadInput('reconstruct: layers were factorised, which only method = "least_squares" can make up for')
     result = changes.now.clone()
     parameters = dict(result.module.named_parameters())
     found = ties(trace(changes.before.module, ctx.input.shape))

@@ -34,9 +34,15 @@ class Layer:
 
 
 class Walk:
-    """`layers` in the order of execution; `left` names those that are run and cannot be fitted, with the reason."""
+    """`layers` in the order of execution; `left` names those that are run and cannot be fitted, with the reason.
 
-    def __init__(self, before: nn.Module, now: nn.Module, shape: Shape, folder: Path) -> None:
+    Args:
+        chained: where a weight's layer takes the place of one that is called otherwise in `before`, that one's weight.
+    """
+
+    def __init__(
+        self, before: nn.Module, now: nn.Module, shape: Shape, folder: Path, chained: Mapping[str, str]
+    ) -> None:
         self.folder = folder
         self.runners = _Runner(before, shape), _Runner(now, shape)
         self.images = 0
@@ -50,9 +56,9 @@ class Walk:
         }
         norms = self.runners[1].norms()
         self.layers = [
-            Layer(weight, ops[weight], op, norms.get(op.outputs[0].index))
+            Layer(weight, ops[place], op, norms.get(op.outputs[0].index))
             for weight, op in new
-            if weight not in self.left and weight in ops
+            if weight not in self.left and (place := chained.get(weight, weight)) in ops
         ]
 
     def start(self, images: Iterable[torch.Tensor]) -> None:
