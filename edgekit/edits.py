@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
+from edgekit.shift.edit import ShiftWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,12 @@ class DropBlock:
         setattr(module.get_submodule(parent), name, nn.Identity())
 
 
-EDITS = {"keep_channels": KeepChannels, "drop_block": DropBlock, "code_weight": CodeWeight}
+EDITS = {
+    "keep_channels": KeepChannels,
+    "drop_block": DropBlock,
+    "code_weight": CodeWeight,
+    "shift_weight": ShiftWeight,
+}
 
 
 def channels(layer: nn.Module, dim: Literal["out", "in"]) -> int:

@@ -7,6 +7,7 @@ from edgekit.passes.finetune import Finetune
 from edgekit.passes.prune import Prune
 from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
+from edgekit.passes.shift import Shift
 from edgekit.passes.tas import Tas
 
 PASSES = {
@@ -14,6 +15,7 @@ PASSES = {
     "reconstruct": Reconstruct,
     "depth": Depth,
     "tas": Tas,
+    "shift": Shift,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,
