@@ -18,7 +18,7 @@ from edgekit.errors import BadInput
 from edgekit.graph import trace
 from edgekit.net import Net
 from edgekit.parity import decibels
-from edgekit.shift.edit import ShiftWeight, shift
+from edgekit.shift.edit import ShiftWeight, parametrisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Shift:
 
     def __post_init__(self) -> None:
         try:
-            shift(self.method, self.bits)
+            parametrisation(self.method, self.bits)
         except BadInput as error:
             raise ValueError(str(error)) from None
 

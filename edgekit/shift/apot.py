@@ -28,7 +28,7 @@ from typing import ClassVar
 
 import torch
 
-from edgekit.shift.base import Levels, Originals, Shift, he_normal, least_squares, nearest
+from edgekit.shift.base import Levels, Originals, Shift, he_normal, least_squares
 
 TERMS: dict[int, list[tuple[int, ...]]] = {
     2: [(0, 1)],
@@ -50,12 +50,14 @@ class APoT(Shift):
 
     def sign_and_rank(self, *originals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = _normalised(*originals[1:]) * self.top
-        return x >= 0, nearest(x.abs(), self.codebook[-len(self.levels) :])
+        levels = self.codebook[-len(self.levels) :]
+        return x >= 0, torch.bucketize(x.abs(), (levels[1:] + levels[:-1]) / 2)
 
     def surrogate(self, *originals: torch.Tensor) -> torch.Tensor:
         _, clip, weight = originals
         x = _normalised(clip, weight)
-        outside = x * clip / clip.detach() if self.top == 1 else x.sign()
+        # α has its gradient of a clipped weight from `factor`, so here it must have none.
+        outside = x * clip / clip.detach() if len(self.levels) == 2 else x.sign()
         return self.top * torch.where(x.abs() <= 1, x, outside)
 
     def factor(self, *originals: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """What the methods of power-of-two weights have in common.
 
 A weight is an entry of a small codebook, symmetric about zero, times a factor of its output channel (where the method
-has one). Which entry, real numbers behind it decide, the latents, and those are trained. Every method has two functions
-of its latents: the forward one is the entry itself, and the backward one, `surrogate`, gives the gradient.
+has one). Real numbers behind it, the latents, decide which entry, and they are trained. Forwards a weight is the entry;
+its gradient is that of another function of the latents, the surrogate.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ class Shift(Coded):
 class Peaked(Shift):
     """Levels that are whole numbers, with a factor peak / (largest level) for each output channel.
 
-    The originals are peak (C_out,), a latent for the sign, and one for each boundary between two levels or so. The
-    published methods have no factor: the batch norm behind takes it. Here it is trained, for layers without one, and so
-    that training can begin with a network's weights. As the size of the largest level it is of the weights' own size,
-    whatever the number of bits, and SGD with one rate for all keeps it stable.
+    The originals are peak (C_out,), a latent for the sign, and one for each boundary between two levels. The published
+    methods have no factor: the batch norm behind takes it. Here it is trained, for layers without one, and so that
+    training can begin with a network's weights. The peak is as large as the weights whatever the number of bits, so it
+    bears their learning rate.
     """
 
     def factor(self, *originals: torch.Tensor) -> torch.Tensor:
@@ -93,12 +93,13 @@ class Peaked(Shift):
         """Peak, latent of the sign, and a latent for each boundary, the lowest first, that give the nearest levels.
 
         At the channel's factor f of least squared error a latent is f times the weight's distance to its boundary,
-        which is 0 for the sign. Its gradient is about f times the weight's, so SGD moves the weight over a boundary
-        when it would have moved a float weight there.
+        which is 0 for the sign. Its gradient is f times the weight's and the surrogate's slope, of the order of 1, so
+        SGD takes the weight over a boundary about when it would have taken a float weight there.
         """
         factor = least_squares(weight.flatten(1).abs(), self.levels)
         unit = factor.reshape(-1, *[1] * (weight.ndim - 1))
-        latents = [unit * (weight.abs() - unit * boundary) for boundary in halves(self.levels)]
+        boundaries = [(low + high) / 2 for low, high in itertools.pairwise(self.levels)]
+        latents = [unit * (weight.abs() - unit * boundary) for boundary in boundaries]
         return factor * self.top, unit * weight, latents
 
     def fresh(self, weight: torch.Tensor, latents: Sequence[torch.Tensor]) -> Originals:
@@ -141,16 +142,6 @@ def he_normal(weight: torch.Tensor, fan: int, generator: torch.Generator) -> tor
 
 def normal(weight: torch.Tensor, std: float, generator: torch.Generator) -> torch.Tensor:
     return torch.empty_like(weight).normal_(0, std, generator=generator)
-
-
-def halves(levels: Sequence[float]) -> list[float]:
-    """The boundaries half way between one level and the next."""
-    return [(low + high) / 2 for low, high in itertools.pairwise(levels)]
-
-
-def nearest(sizes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """The place in `levels`, which ascend, of the one nearest to each number."""
-    return torch.bucketize(sizes, (levels[1:] + levels[:-1]) / 2)
 
 
 def least_squares(sizes: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:

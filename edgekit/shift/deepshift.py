@@ -17,14 +17,11 @@ weight_decay = 0, which would pull P to 0, that is |w| to 1.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 
 from edgekit.shift.base import Levels, Originals, Shift, he_normal, instead, sign
-
-LN2 = math.log(2)
 
 
 class DeepShiftQ(Shift):

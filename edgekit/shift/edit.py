@@ -21,12 +21,12 @@ class ShiftWeight:
     bits: int
 
     def apply(self, module: nn.Module) -> None:
-        code = shift(self.method, self.bits)
+        code = parametrisation(self.method, self.bits)
         parametrise(codable(module, self.layer, "shift_weight"), code)
 
 
-def shift(method: str, bits: int) -> Shift:
-    """A method's parametrisation.
+def parametrisation(method: str, bits: int) -> Shift:
+    """That of a method.
 
     Raises:
         BadInput: there is no such method, or it does not have so many bits.

@@ -150,7 +150,7 @@ class _Run:
         if codes is None or before is None:
             return {}
         self.state.codes = codes
-        return {"frozen": 100 * (codes == before).float().mean().item()}
+        return {"frozen": 100 * (codes == before).double().mean().item()}
 
     def _average(self) -> None:
         """mean ← decay · mean + (1 − decay) · weights, with a decay that grows from 1/10 to `ema`."""
