@@ -18,6 +18,8 @@ other's. What is clipped gets no gradient; with 2 bits it gets it whole. From sc
 The gain of an output channel is not the paper's, which leaves that to the batch norm behind. Here it is trained; from
 scratch it begins at He's standard deviation. From weights, α begins at the least squared error of the normalised weight
 and the gain at that of the weight.
+
+Not here: the paper's quantised activations.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class APoT(Shift):
     def sign_and_rank(self, *originals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = _normalised(*originals[1:]) * self.top
         levels = self.codebook[-len(self.levels) :]
-        return x >= 0, torch.bucketize(x.abs(), (levels[1:] + levels[:-1]) / 2)
+        return x >= 0, torch.bucketize(x.abs().contiguous(), (levels[1:] + levels[:-1]) / 2)
 
     def surrogate(self, *originals: torch.Tensor) -> torch.Tensor:
         _, clip, weight = originals

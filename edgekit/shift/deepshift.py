@@ -13,6 +13,8 @@ and not g · 2^P for S. From scratch P is uniform in its range and S in ±1; x i
 
 PS: the gradient of a small weight's P is small, as is its effect, so take adamw (the paper takes RAdam) and
 weight_decay = 0, which would pull P to 0, that is |w| to 1.
+
+Not here: the paper's rounding of biases and activations to 16 + 16 bits of fixed point.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ n bits are one of sign and n − 1 of shift, s ∈ 0 … J with J = 2^(n−1) �
 
 so s is the number of ones at the end of b(t_1) … b(t_J). Backwards the weight is taken for sgn(t_0) · √(s + 1), and b
 and sgn for the identity: large shifts learn more slowly. From scratch all latents are N(0, 10⁻⁶), the low-variance
-start. The paper gives 3 bits; 2 and 4 follow the same rule.
+start. The published code has 3 bits; 2 and 4 are by the same rule.
 
 The factor of the channel is not the paper's (see `base.Peaked`); nor is the start from weights: with b(t_{J+1−i}) = 1
 where |w| is above the boundary between 2^(i−1) and 2^i the ones stand at the end, and each latent passes zero when the
