@@ -93,13 +93,18 @@ def test_it_learns(net, images, name, bits, start, tmp_path):
 
 
 def test_what_froze_is_what_an_epoch_left_as_it_was(net, images, tmp_path):
-    lines, codes = list[str](), list[torch.Tensor]()
+    lines, shown, codes = list[str](), list[str](), list[torch.Tensor]()
+
+    def track(items, _label, _total=None, status=None):
+        for item in items:
+            shown.append(status())
+            yield item
 
     def score(now: Net) -> dict[str, float]:
         codes.append(trained_codes(now.module))
         return {"top1": 50.0}
 
-    ctx = context(images, net, journal=tmp_path / "log.csv", log=lines.append, score=score)
+    ctx = context(images, net, journal=tmp_path / "log.csv", log=lines.append, score=score, track=track)
     coded = Shift("denseshift", 4)(net, ctx)
     codes.append(trained_codes(coded.module))
     Finetune(epochs=3, batch=64, lr=0.05)(coded, ctx)
@@ -108,6 +113,7 @@ def test_what_froze_is_what_an_epoch_left_as_it_was(net, images, tmp_path):
     expected = [100 * (old == new).double().mean().item() for old, new in itertools.pairwise(codes)]
     assert [float(row[4]) for row in rows if row[4]] == pytest.approx(expected) and 50 < min(expected) < 100
     assert f"frozen {expected[-1]:.2f}, top1 50.00" in lines[-1]
+    assert "frozen" not in shown[1] and f", {expected[-2]:.1f} % frozen, " in shown[-1]
 
 
 def test_an_interrupted_epoch_counts_from_its_beginning(net, images, tmp_path):
