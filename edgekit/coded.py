@@ -46,7 +46,9 @@ class Codes:
 
 
 class Coded(nn.Module):
-    """A parametrisation of `weight` that stands for codes."""
+    """A parametrisation of `weight` that stands for codes. `trains` says whether training changes the codes."""
+
+    trains = False
 
     def codes_of(self, *originals: torch.Tensor) -> Codes:
         """The codes of the weight that `forward(*originals)` gives; decoded they are bit-equal to it."""
@@ -147,9 +149,23 @@ def coded_weights(module: nn.Module) -> dict[str, Codes]:
     """The weights of a network that are kept as codes, by the names that their layers have for them."""
     found = {}
     for name, layer in _coded_layers(module).items():
-        originals = [value.detach() for key, value in layer.parametrizations.weight.named_parameters(recurse=False)]
-        found[f"{name}.weight"] = layer.parametrizations.weight[0].codes_of(*originals)
+        found[f"{name}.weight"] = _codes(layer)
     return found
+
+
+def trained_codes(module: nn.Module) -> torch.Tensor | None:
+    """All codes of a network that training may change, (N,) of uint8; None where it has none."""
+    layers = [layer for layer in _coded_layers(module).values() if layer.parametrizations.weight[0].trains]
+    return torch.cat([_codes(layer).codes.byte() for layer in layers]) if layers else None
+
+
+def originals(layer: Any) -> list[nn.Parameter]:
+    """What a coded layer's parametrisation computes the weight from, in its order."""
+    return list(layer.parametrizations.weight.parameters(recurse=False))
+
+
+def _codes(layer: Any) -> Codes:
+    return layer.parametrizations.weight[0].codes_of(*(value.detach() for value in originals(layer)))
 
 
 def decoded(module: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
 from edgekit.factorise import Factorise
+from edgekit.shift.edit import ShiftWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ EDITS = {
     "drop_block": DropBlock,
     "factorise": Factorise,
     "code_weight": CodeWeight,
+    "shift_weight": ShiftWeight,
 }
 
 

@@ -8,6 +8,7 @@ from edgekit.passes.lowrank import LowRank
 from edgekit.passes.prune import Prune
 from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
+from edgekit.passes.shift import Shift
 from edgekit.passes.tas import Tas
 
 PASSES = {
@@ -16,6 +17,7 @@ PASSES = {
     "depth": Depth,
     "tas": Tas,
     "lowrank": LowRank,
+    "shift": Shift,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,

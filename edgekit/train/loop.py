@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from edgekit.coded import trained_codes
 from edgekit.context import TrainingContext
 from edgekit.data import check_task
 from edgekit.errors import BadInput, TrainingStopped
@@ -67,7 +68,8 @@ class _Run:
         objective = Objective(net.module, loss.build(setup)).to(self.device)
         mean = {name: tensor.clone() for name, tensor in net.module.state_dict().items()} if settings.ema else {}
         own: list[dict[str, Any]] = getattr(objective.term, "parameter_groups", list)()
-        self.state = State(objective, optimiser(objective.parameters(), settings, own), mean)
+        made = optimiser(objective.parameters(), settings, own)
+        self.state = State(objective, made, mean, codes=trained_codes(net.module))
         self.total = self.feed.steps * settings.epochs
         self.saved, self.waited = 0.0, 0.0
         self.began, self.first = time.monotonic(), 0  # of this epoch
@@ -119,8 +121,10 @@ class _Run:
         epoch = self.state.step // self.feed.steps
         losses = [loss for _, loss in self.state.log[-steps:]]
         line = f"{self.label}: epoch {epoch} of {self.settings.epochs}, loss {sum(losses) / steps:.4f}"
+        metrics = self._frozen()
         if self.settings.score and epoch % self.settings.score == 0 and "calibrate" in self.ctx.data.roles:
-            metrics = self._score()
+            metrics |= self._score()
+        if metrics:
             self.state.scores[self.state.step] = metrics
             line += "".join(f", {name} {value:.2f}" for name, value in metrics.items())
         self.ctx.log(f"{line}, {steps * self.settings.batch / seconds:.0f} images/s")
@@ -139,6 +143,14 @@ class _Run:
         metrics = self.ctx.score(self.net)
         self.net.module.load_state_dict(latest)
         return metrics
+
+    def _frozen(self) -> dict[str, float]:
+        """The share in percent of trained codes that are what they were an epoch ago; empty where there are none."""
+        codes, before = trained_codes(self.net.module), self.state.codes
+        if codes is None or before is None:
+            return {}
+        self.state.codes = codes
+        return {"frozen": 100 * (codes == before).double().mean().item()}
 
     def _average(self) -> None:
         """mean ← decay · mean + (1 − decay) · weights, with a decay that grows from 1/10 to `ema`."""
@@ -196,7 +208,9 @@ class _Run:
         if not self.state.log:
             return ""
         rate = (self.state.step - self.first) * self.settings.batch / (time.monotonic() - self.began)
-        return f"loss {self.state.log[-1][1]:.3f}, {rate:.0f} images/s"
+        last = next(reversed(self.state.scores.values()), {}).get("frozen")
+        frozen = "" if last is None else f", {last:.1f} % frozen"
+        return f"loss {self.state.log[-1][1]:.3f}{frozen}, {rate:.0f} images/s"
 
     def _check(self) -> None:
         samples, batch = self.feed.samples, self.settings.batch
@@ -251,7 +265,10 @@ def set_rate(made: torch.optim.Optimizer, factor: float) -> None:
 
 
 def _journal(state: State, steps: int) -> bytes:
-    """One row a step as CSV: step, epoch, lr, loss, and the metrics where they were taken."""
+    """One row a step as CSV: step, epoch, lr, loss, and the metrics where they were taken.
+
+    `frozen` is the share in percent of trained codes that an epoch did not change (see `coded`).
+    """
     names = sorted({name for metrics in state.scores.values() for name in metrics})
     rows = []
     for step, (rate, loss) in enumerate(state.log, 1):

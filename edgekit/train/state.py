@@ -14,7 +14,7 @@ from edgekit.errors import BadInput
 from edgekit.files import write_bytes
 
 SCHEMA = "edgekit/training/1"
-RNG, LOG = "rng", "log"
+RNG, LOG, CODES = "rng", "log", "codes"
 
 
 @dataclasses.dataclass
@@ -27,6 +27,7 @@ class State:
         step: steps done.
         log: of each step its learning rate and loss.
         scores: metrics after an epoch, by the number of steps done then.
+        codes: of the student's trained codes, what they were when the epoch began; None where it has none.
     """
 
     objective: nn.Module
@@ -35,6 +36,7 @@ class State:
     step: int = 0
     log: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     scores: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
+    codes: torch.Tensor | None = None
 
     def save(self, path: Path) -> None:
         from safetensors.torch import save
@@ -50,6 +52,7 @@ class State:
             },
             RNG: torch.get_rng_state(),
             LOG: torch.tensor(self.log, dtype=torch.float64).reshape(-1, 2),
+            **({} if self.codes is None else {CODES: self.codes}),
         }
         # Cloned, as safetensors takes no two tensors that share memory.
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -72,6 +75,7 @@ class State:
             self._restore_optimiser(tensors)
             torch.set_rng_state(tensors[RNG])
             self.log = [(rate, loss) for rate, loss in tensors[LOG].tolist()]
+            self.codes = None if self.codes is None else tensors[CODES].to(self.codes.device)
             self.step = int(about["step"])
             self.scores = {int(step): metrics for step, metrics in json.loads(about["scores"]).items()}
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
