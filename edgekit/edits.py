@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
+from edgekit.projected import ProjectWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,9 @@ class KeepChannels:
         except AttributeError:
             raise BadInput(f"keep_channels: the network has no layer {self.layer!r}") from None
         if parametrize.is_parametrized(layer):
-            raise BadInput(f"keep_channels: the weight of {self.layer} is kept as codes; remove channels before that")
+            raise BadInput(
+                f"keep_channels: the weight of {self.layer} is kept in another form; remove channels before that"
+            )
         size = channels(layer, self.dim)
         if not self.keep or max(self.keep) >= size or min(self.keep) < 0 or list(self.keep) != sorted(set(self.keep)):
             raise BadInput(f"keep_channels: {self.layer} has {size} channels ({self.dim}); cannot keep {self.keep}")
@@ -56,7 +59,12 @@ class DropBlock:
         setattr(module.get_submodule(parent), name, nn.Identity())
 
 
-EDITS = {"keep_channels": KeepChannels, "drop_block": DropBlock, "code_weight": CodeWeight}
+EDITS = {
+    "keep_channels": KeepChannels,
+    "drop_block": DropBlock,
+    "code_weight": CodeWeight,
+    "project_weight": ProjectWeight,
+}
 
 
 def channels(layer: nn.Module, dim: Literal["out", "in"]) -> int:

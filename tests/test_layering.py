@@ -12,7 +12,7 @@ LAYERS = [
     {"errors"},
     {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine"},
     {"cards", "targets", "data", "nets"},
-    {"coded", "onnx_codes"},
+    {"coded", "onnx_codes", "projected"},
     {"graph", "graph_onnx", "edits", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"labels"},
     {"net", "channels", "removal", "blocks"},

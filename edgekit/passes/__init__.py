@@ -8,12 +8,15 @@ from edgekit.passes.prune import Prune
 from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
 from edgekit.passes.tas import Tas
+from edgekit.passes.vq import VQ, Project
 
 PASSES = {
     "prune": Prune,
     "reconstruct": Reconstruct,
     "depth": Depth,
     "tas": Tas,
+    "project": Project,
+    "vq": VQ,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,
