@@ -16,7 +16,7 @@ from edgekit.errors import BadInput
 from edgekit.export import export, serialise
 from edgekit.parity import sqnr_db
 from edgekit.quant.calibrate import check_images
-from edgekit.quant.gptq import descend, gptq, least_squares_target, quadratic, scarcity
+from edgekit.quant.gptq import descend, gptq, least_squares_target, quadratic, scarcity, to_integers
 from edgekit.quant.graph import Graph, plan, prepared
 from edgekit.quant.grid import activation_grid, bias_floor, fake_quantised, max_scales, mse_scales, rounded
 from edgekit.quant.inputs import sampled_rows
@@ -198,7 +198,7 @@ def test_gptq_is_never_worse_than_rounding(high):
     for seed in range(5):
         weight, hessian = problem(seed=seed)
         scale = max_scales(weight, high)
-        found = gptq(weight, scale, hessian, high)
+        found = gptq(weight, scale, hessian, to_integers(high))
         assert np.abs(found).max() <= high and np.array_equal(found, np.rint(found))
         ours = quadratic(found * scale[..., None], weight, hessian)
         nearest = quadratic(rounded(weight, scale, high) * scale[..., None], weight, hessian)
@@ -210,7 +210,7 @@ def test_gptq_is_never_worse_than_rounding(high):
 def test_coordinate_descent_ends_where_no_single_step_helps():
     weight, hessian = problem()
     scale = max_scales(weight, 7)
-    found = descend(rounded(weight, scale, 7), weight, scale, hessian, 7, sweeps=100)
+    found = descend(rounded(weight, scale, 7), weight, scale, hessian, to_integers(7), sweeps=100)
     least = quadratic(found * scale[..., None], weight, hessian)
     for j, step in itertools.product(range(weight.shape[2]), (-1, 1)):
         other = found.copy()
@@ -231,7 +231,7 @@ def test_few_rows_are_not_believed_too_much():
     weight = rng.standard_normal((1, 10, 64))
     seen, unseen = (rng.standard_normal((1, 64, n)) for n in (16, 4000))
     scale, hessian = max_scales(weight, 7), seen @ seen.transpose(0, 2, 1) / 16
-    found = {few: gptq(weight, scale, hessian, 7, 0.01 * few) for few in (1.0, scarcity(16, 64))}
+    found = {few: gptq(weight, scale, hessian, to_integers(7), 0.01 * few) for few in (1.0, scarcity(16, 64))}
     errors = [np.square((integers * scale[..., None] - weight) @ unseen).sum() for integers in found.values()]
     assert scarcity(16, 64) == 32 and scarcity(10**6, 64) == 1 and errors[1] < 0.8 * errors[0]
 

@@ -14,10 +14,12 @@ descent on the same quadratic (Behdin et al. 2023, QuantEase, arXiv 2309.01885),
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from edgekit.quant.grid import rounded
-
+Nearest = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Rounding: the levels to take for values in steps, and what the square of an error of one step costs at each."""
 DAMP = 0.01
 TRUST = 0.5
 """λ of the target: so many images say only so much about how errors of inputs go together; less fits their noise."""
@@ -56,22 +58,26 @@ def quadratic(weight: np.ndarray, other: np.ndarray, hessian: np.ndarray) -> np.
     return np.einsum("gok,gok->go", error @ hessian, error)
 
 
+def to_integers(high: int) -> Nearest:
+    """Rounding to the nearest integer in ±high."""
+    return lambda values, _cost: np.clip(np.rint(values), -high, high)
+
+
 def gptq(
-    weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, high: int, damp: float = DAMP, sweeps: int = 2
+    weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, nearest: Nearest, damp: float = DAMP, sweeps: int = 2
 ) -> np.ndarray:
-    """Integers (G, O, K) in ±high for weights (G, O, K) on scales (G, O); no row is worse than rounding to nearest."""
+    """Levels (G, O, K) for weights (G, O, K) on scales (G, O); no row is worse than rounding each weight alone."""
     smooth = damped(hessian, damp)
     order = np.argsort(-np.diagonal(smooth, axis1=1, axis2=2), axis=1, kind="stable")  # (G, K)
     sorted_weight = np.take_along_axis(weight, order[:, None], axis=2)
     sorted_hessian = np.take_along_axis(np.take_along_axis(smooth, order[:, :, None], 1), order[:, None], 2)
-    found = _columns(sorted_weight, scale, _factor(sorted_hessian), high)
+    found = _columns(sorted_weight, scale, _factor(sorted_hessian), nearest)
     result = np.empty_like(found)
     np.put_along_axis(result, order[:, None], found, axis=2)
-    nearest = rounded(weight, scale, high)
-    better = quadratic(result * scale[..., None], weight, smooth) < quadratic(
-        nearest * scale[..., None], weight, smooth
-    )
-    return descend(np.where(better[..., None], result, nearest), weight, scale, smooth, high, sweeps)
+    step = scale[..., None]
+    alone = nearest(weight / step, step**2 * np.diagonal(smooth, axis1=1, axis2=2)[:, None])
+    better = quadratic(result * step, weight, smooth) < quadratic(alone * step, weight, smooth)
+    return descend(np.where(better[..., None], result, alone), weight, scale, smooth, nearest, sweeps)
 
 
 def _factor(hessian: np.ndarray) -> np.ndarray:
@@ -79,7 +85,7 @@ def _factor(hessian: np.ndarray) -> np.ndarray:
     return np.linalg.cholesky(np.linalg.inv(hessian)).transpose(0, 2, 1).astype(np.float32)
 
 
-def _columns(weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, high: int) -> np.ndarray:
+def _columns(weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, nearest: Nearest) -> np.ndarray:
     """GPTQ's loop, in blocks so that most of the work is matrix products."""
     left, scale = (
         weight.astype(np.float32),
@@ -91,28 +97,29 @@ def _columns(weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, high: in
         end = min(start + BLOCK, size)
         errors = np.empty((*weight.shape[:2], end - start), np.float32)
         for j in range(start, end):
-            result[:, :, j] = np.clip(np.rint(left[:, :, j] / scale), -high, high)
-            errors[:, :, j - start] = (left[:, :, j] - result[:, :, j] * scale) / factor[:, None, j, j]
+            pivot = factor[:, None, j, j]
+            result[:, :, j] = nearest(left[:, :, j] / scale, np.square(scale / pivot))
+            errors[:, :, j - start] = (left[:, :, j] - result[:, :, j] * scale) / pivot
             left[:, :, j:end] -= errors[:, :, j - start, None] * factor[:, None, j, j:end]
         left[:, :, end:] -= errors @ factor[:, start:end, end:]
     return result
 
 
 def descend(
-    integers: np.ndarray, weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, high: int, sweeps: int
+    levels: np.ndarray, weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, nearest: Nearest, sweeps: int
 ) -> np.ndarray:
-    """Coordinate descent from given integers; stops when a sweep changes nothing."""
-    gradient = ((weight - integers * scale[..., None]) @ hessian).astype(np.float32)  # (G, O, K)
-    integers, scale, hessian = (array.astype(np.float32) for array in (integers, scale, hessian))
+    """Coordinate descent from given levels; stops when a sweep changes nothing."""
+    gradient = ((weight - levels * scale[..., None]) @ hessian).astype(np.float32)  # (G, O, K)
+    levels, scale, hessian = (array.astype(np.float32) for array in (levels, scale, hessian))
     for _ in range(sweeps):
-        before = integers.copy()
+        before = levels.copy()
         for j in range(weight.shape[2]):
-            step = gradient[:, :, j] / (hessian[:, None, j, j] * scale)
-            moved = np.clip(np.rint(integers[:, :, j] + step), -high, high)
-            change = (moved - integers[:, :, j]) * scale
+            pivot = hessian[:, None, j, j]
+            moved = nearest(levels[:, :, j] + gradient[:, :, j] / (pivot * scale), pivot * scale**2)
+            change = (moved - levels[:, :, j]) * scale
             if change.any():
                 gradient -= change[..., None] * hessian[:, None, j]
-                integers[:, :, j] = moved
-        if np.array_equal(before, integers):
+                levels[:, :, j] = moved
+        if np.array_equal(before, levels):
             break
-    return integers
+    return levels

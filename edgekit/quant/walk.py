@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgekit.quant.gptq import DAMP, TRUST, gptq, least_squares_target, scarcity
+from edgekit.quant.gptq import DAMP, TRUST, gptq, least_squares_target, scarcity, to_integers
 from edgekit.quant.graph import Graph, Plan, layer_matrix, layer_weight
 from edgekit.quant.grid import Grid, bias_floor, fake_quantised, max_scales, mse_scales, rounded
 from edgekit.quant.inputs import sampled_rows
@@ -149,7 +149,7 @@ class Walk:
         if hessian is None:
             integers = rounded(target, scales, self.weights.high)
         else:
-            integers = gptq(target, scales, hessian, self.weights.high, DAMP * few)
+            integers = gptq(target, scales, hessian, to_integers(self.weights.high), DAMP * few)
         stored = layer_weight(node, integers.astype(np.int8), shape)
         return FittedLayer(stored, scales.ravel().astype(np.float32), bias, tuple(raised.tolist()))
 
