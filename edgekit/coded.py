@@ -46,7 +46,7 @@ class Codes:
 
 
 class Form(nn.Module):
-    """A parametrisation of `weight`: another form of it, which trains. `decoded` puts the weight itself in its place."""
+    """A parametrisation of `weight`: another form of it, which trains. `decoded` gives a layer its weight back."""
 
 
 class Coded(Form):

@@ -1,8 +1,8 @@
 """Weights of low rank across subvectors: what is trained before it is clustered.
 
-A weight cut into N chunks of m numbers (see coded.py) is kept as L · B, L (N, d) and B (d, m), both trained. Clusters of
-the rows of L, times B, are a codebook (k, m) like any other: B costs nothing in the end. (Zhu, Zhou, Zhong: LR²VQ, 2022,
-arXiv 2211.11397. Only its abstract was at hand; L · B with one B a layer is inferred from it.)
+A weight cut into N chunks of m numbers (see coded.py) is kept as L · B, L (N, d) and B (d, m), both trained. Clusters
+of the rows of L, times B, are a codebook (k, m) like any other: B costs nothing in the end. (Zhu, Zhou, Zhong: LR²VQ,
+2022, arXiv 2211.11397. Only its abstract was at hand; L · B with one B a layer is inferred from it.)
 """
 
 from __future__ import annotations
@@ -57,6 +57,6 @@ class ProjectWeight:
 
 
 def principal(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthonormal directions (m, m), a row each, and what the points (N, m) have in each, Σ (x · v)², the most first."""
+    """Orthonormal directions (m, m), a row each, and Σ (x · v)² of the points (N, m) in each, the most first."""
     squares, directions = torch.linalg.eigh(points.double().T @ points.double())
     return directions.flip(1).T.to(points), squares.flip(0).clamp(min=0)

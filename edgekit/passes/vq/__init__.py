@@ -8,9 +8,12 @@ become codes in plain.py and weighted.py, the order of channels in permute.py, t
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 from pydantic import PlainValidator
 
 from edgekit.coded import Codes, CodeWeight, decoded, set_codes
@@ -18,10 +21,10 @@ from edgekit.context import PassContext
 from edgekit.net import Net
 from edgekit.parity import sqnr_db
 from edgekit.passes.vq.permute import permuted
-from edgekit.passes.vq.plain import Found, KMeans
+from edgekit.passes.vq.plain import KMeans
 from edgekit.passes.vq.project import Dimension, Project, dimension, projected
 from edgekit.passes.vq.size import convention_bytes
-from edgekit.passes.vq.subvectors import Layer, Subvectors, chunks
+from edgekit.passes.vq.subvectors import Layer, Subvectors, weight_of
 from edgekit.passes.vq.weighted import EM
 from edgekit.schema import chosen
 
@@ -50,32 +53,27 @@ class VQ(Subvectors):
         layers = self.layers(net, ctx, "vq", projected=True)
         ordered = permuted(net, layers, ctx, "vq") if self.permute else net
         plain = dataclasses.replace(ordered, module=decoded(ordered.module))
-        points = {layer.name: self._points(plain, layer, ctx.seed) for layer in layers}
-        found = self.method.codes(plain, layers, points, ctx)
+        found, shifted = self.method.code(plain, layers, functools.partial(self._points, ctx.seed), ctx)
         made = ordered.edited(*(CodeWeight(layer.name, layer.k, layer.m) for layer in layers))
         for layer in layers:
-            codebook, codes = found[layer.name]
-            shape = tuple(plain.module.get_submodule(layer.name).weight.shape)
-            set_codes(made.module, layer.name, Codes(codes, codebook, None, shape))
+            set_codes(made.module, layer.name, found[layer.name])
+        for name, tensor in shifted.items():
+            made.module.state_dict()[name].copy_(tensor)
         _report(plain, made, layers, found, ctx)
         return made
 
-    def _points(self, net: Net, layer: Layer, seed: int) -> torch.Tensor:
-        points = chunks(net.module.get_submodule(layer.name).weight, layer.m)
+    def _points(self, seed: int, layer: Layer, points: torch.Tensor) -> torch.Tensor:
         return points if self.d is None else projected(points, dimension(self.d, layer, points, seed, "vq"))
 
 
-def _report(plain: Net, made: Net, layers: Sequence[Layer], found: dict[str, Found], ctx: PassContext) -> None:
+def _report(plain: Net, made: Net, layers: Sequence[Layer], found: dict[str, Codes], ctx: PassContext) -> None:
     """A line for each layer, and one for all."""
-    weights = bits = 0
     for layer in layers:
-        weight = plain.module.get_submodule(layer.name).weight
-        codes = Codes(found[layer.name][1], found[layer.name][0], None, tuple(weight.shape))
-        kept_db = sqnr_db(weight.detach().numpy(), codes.decode().numpy())
-        each = codes.bits / weight.numel()
+        codes, weight = found[layer.name], weight_of(plain.module, layer)
+        each, left = codes.bits / weight.numel(), sqnr_db(weight.numpy(), codes.decode().numpy())
         ctx.log(
-            f"vq: {layer.name} ({layer.kind}) k = {layer.k}, m = {layer.m}: {each:.2f} bits a weight, {kept_db:.1f} dB"
+            f"vq: {layer.name} ({layer.kind}) k = {layer.k}, m = {layer.m}: {each:.2f} bits a weight, {left:.1f} dB"
         )
-        weights, bits = weights + weight.numel(), bits + codes.bits
+    share = sum(codes.bits for codes in found.values()) / sum(math.prod(codes.shape) for codes in found.values())
     size = convention_bytes(made.module) / 2**20
-    ctx.log(f"vq: {len(layers)} layers, {bits / weights:.2f} bits a weight; {size:.3f} MiB by the papers' convention")
+    ctx.log(f"vq: {len(layers)} layers, {share:.2f} bits a weight; {size:.3f} MiB by the papers' convention")

@@ -3,7 +3,8 @@
 Martinez et al.: Permute, Quantize, and Fine-tune, 2021, arXiv 2010.15703, section 3.1. A chunk that spans b channels
 holds those that stand side by side, and the order is free: with the outputs of the layers before permuted alike, the
 network computes the same. At a given number of codes the error of the best codebook is bounded by a multiple of
-det(Σ)^(1/m), Σ the covariance of the chunks (m, m), so that is made small, summed over the layers that read the channels:
+det(Σ)^(1/m), Σ the covariance of the chunks (m, m), so that is made small, summed over the layers that read the
+channels:
 
     Σ_layers N m det(Σ)^(1/m).
 
@@ -28,7 +29,7 @@ from edgekit.errors import BadInput
 from edgekit.graph import tensors_in, trace
 from edgekit.net import Net
 from edgekit.parity import sqnr_db
-from edgekit.passes.vq.subvectors import Layer
+from edgekit.passes.vq.subvectors import Layer, weight_of
 
 SWAPS = 10_000
 WIDEST = 8192
@@ -65,10 +66,10 @@ class Reader:
     """A layer that reads a group's channels: products of its weights, and the order of its channels so far."""
 
     def __init__(self, weight: torch.Tensor, m: int, slots: np.ndarray) -> None:
-        """Args: weight (O, C, …), m a multiple of a kernel's size, and for each row of the group its channels (size, n)."""
+        """weight is (O, C, …), m a multiple of a kernel's size, slots each row's channels (size, n)."""
         outputs, channels = weight.shape[:2]
         self.slots, self.m = slots, m
-        values = weight.detach().double().reshape(outputs, channels, -1)
+        values = weight.double().reshape(outputs, channels, -1)
         self.kernel = values.shape[2]
         self.span = m // self.kernel
         self.count = outputs * channels // self.span
@@ -169,8 +170,7 @@ def _readers(module: nn.Module, group: Group, layers: list[Layer]) -> list[Reade
     """Those of the layers that read the group's channels in chunks of more than one."""
     found = []
     for layer in layers:
-        slots = group.slots.get((f"{layer.name}.weight", 1))
-        weight = module.get_submodule(layer.name).weight
+        slots, weight = group.slots.get((f"{layer.name}.weight", 1)), weight_of(module, layer)
         kernel = weight[0, 0].numel()
         if slots is None or layer.m == kernel or layer.m % kernel or weight[0].numel() > WIDEST:
             continue

@@ -5,13 +5,14 @@ accuracy: fewer dimensions are clustered better and say less. The weights of a l
 projected.py), trained on the task by any training pass that follows, and then clustered by `vq`.
 
 "auto" estimates d before any training. Only the paper's abstract was at hand, which says that d trades one error
-against the other and can be estimated; the rule is edgekit's own. With V_d the d directions that hold most of the chunks,
+against the other and can be estimated; the rule is edgekit's own. With V_d the d directions that hold most of the
+chunks,
 
     low-rank error    E(d) = ‖ W − W V_dᵀ V_d ‖²,         falling in d to 0,
     clustering error  C(d) = that of k-means on W V_dᵀ,   rising in d.
 
-d is the smallest with E(d) ≤ C(d): with fewer most of what is lost is lost before clustering, with more the clusters are
-what limits. Their sum says nothing, as it falls to its least at d = m: only the training makes up for E.
+d is the smallest with E(d) ≤ C(d): with fewer most of what is lost is lost before clustering, with more the clusters
+are what limits. Their sum says nothing, as it falls to its least at d = m: only the training makes up for E.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgekit.errors import BadInput
 from edgekit.net import Net
 from edgekit.passes.vq.kmeans import kmeans
 from edgekit.passes.vq.permute import permuted
-from edgekit.passes.vq.subvectors import Layer, Rule, Subvectors, chunks
+from edgekit.passes.vq.subvectors import Layer, Rule, Subvectors, chunks, weight_of
 from edgekit.projected import ProjectWeight, principal
 
 Dimension = Rule | Literal["auto"]
@@ -53,7 +54,7 @@ class Project(Subvectors):
         ordered = permuted(net, layers, ctx, "project") if self.permute else net
         edits = []
         for number, layer in enumerate(ctx.track(layers, "project", len(layers))):
-            points = chunks(ordered.module.get_submodule(layer.name).weight, layer.m)
+            points = chunks(weight_of(ordered.module, layer), layer.m)
             d = dimension(self.d, layer, points, ctx.seed + number, "project")
             edits.append(ProjectWeight(layer.name, layer.m, d))
             squares = principal(points)[1]

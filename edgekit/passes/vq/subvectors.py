@@ -94,8 +94,8 @@ class Subvectors:
         row, m = layer.weight[0].numel(), self._length(layer, kind)
         if row % m:
             raise BadInput(
-                f"{method}: {name} ({kind}) has {row} weights an output, which m = {m} does not divide; write another m "
-                f"(m = {{ {kind} = … }}), or exclude it"
+                f"{method}: {name} ({kind}) has {row} weights an output, which m = {m} does not divide; write "
+                f"another m (m = {{ {kind} = … }}), or exclude it"
             )
         count = layer.weight.numel() // m
         k = self.k if isinstance(self.k, int) else self.k.get(kind, K)
@@ -103,8 +103,8 @@ class Subvectors:
             k = min(k, 1 << max(0, (count // 4).bit_length() - 1))
         if k > count:
             raise BadInput(
-                f"{method}: {name} has {count} subvectors of {m}, too few for k = {k}; write a smaller k, clamp = true, "
-                "or exclude it"
+                f"{method}: {name} has {count} subvectors of {m}, too few for k = {k}; write a smaller k or "
+                "clamp = true, or exclude it"
             )
         if not torch.isfinite(layer.weight).all():
             raise BadInput(f"{method}: the weight of {name} is not finite")
@@ -125,6 +125,11 @@ def kind_of(layer: nn.Conv2d | nn.Linear) -> Kind:
     return "conv" if layer.weight[0, 0].numel() > 1 else "pointwise"
 
 
+def weight_of(module: nn.Module, layer: Layer) -> torch.Tensor:
+    weight: torch.Tensor = module.get_submodule(layer.name).weight  # type: ignore[assignment]
+    return weight.detach()
+
+
 def chunks(weight: torch.Tensor, m: int) -> torch.Tensor:
     """(N, m)."""
-    return weight.detach().float().cpu().reshape(-1, m)
+    return weight.float().cpu().reshape(-1, m)

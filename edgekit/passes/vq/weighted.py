@@ -5,40 +5,42 @@ of a layer's input, cut into the same chunks of m as the weight and stacked, and
 
     code_i = argmin_c ‖ X (c − v_i) ‖² = (c − v_i)ᵀ G (c − v_i),    c = the mean of the v_i of its code.
 
-With G = R Rᵀ that is k-means on the rows v R, whose centroids times R⁻¹ are the codebook, and no window is needed twice.
-Layers are coded in the order in which they run: X is what the layers before, coded already, give the layer.
+With G = R Rᵀ that is k-means on the rows v R, whose centroids times R⁻¹ are the codebook, and no window is needed
+twice. Layers are coded in the order in which they run: X is what the layers before, coded already, give the layer.
 
-Two things are not the paper's, which draws windows anew in every iteration. Chunk i weighs tr(G⁻¹ G_p) / m, with G_p
-the sum over the windows at its place p in the row alone: places differ in how much they are given, the groups of a
-depthwise layer most of all. And the iterations go on from k-means without data, whose codes stay where their output is
-closer on these windows.
+What is not the paper's, which draws windows anew in every iteration: chunk i weighs tr(G⁻¹ G_p) / m, with G_p the sum
+over the windows at its place p in the row alone, since places differ in how much they are given, the groups of a
+depthwise layer most of all. The iterations go on from k-means without data, whose codes stay where their output is
+closer on these windows. What is coded is the fit of the layer's first output to its input as it is now, and its bias,
+or the mean of the batch norm behind, takes what is left of the error's mean (`reconstruct/windows.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
+from torch import nn
 
+from edgekit.coded import Codes
 from edgekit.context import PassContext
 from edgekit.errors import BadInput
 from edgekit.net import Net
-from edgekit.passes.reconstruct.least_squares import windows
 from edgekit.passes.reconstruct.walk import Layer as Place
 from edgekit.passes.reconstruct.walk import Walk
+from edgekit.passes.reconstruct.windows import WIDEST, layer_moments
 from edgekit.passes.vq.kmeans import kmeans
-from edgekit.passes.vq.plain import Found
-from edgekit.passes.vq.subvectors import Count, Layer
+from edgekit.passes.vq.plain import Prepare
+from edgekit.passes.vq.subvectors import Count, Layer, chunks, weight_of
 
-WINDOWS = 4096
-RIDGE = 1e-3
+DAMP = 1e-3
 """Share of the mean of diag G added to it: directions that the images do not show count a little."""
+RIDGE = 0.5
+"""λ of the fit: a few images say only so much about how a layer makes up for those before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,59 +56,83 @@ class EM:
     images: Count = 256
     iterations: Count = 25
 
-    def codes(
-        self, net: Net, layers: Sequence[Layer], points: Mapping[str, torch.Tensor], ctx: PassContext
-    ) -> dict[str, Found]:
-        """Raises BadInput where there are no calibration images."""
+    def code(
+        self, net: Net, layers: Sequence[Layer], prepare: Prepare, ctx: PassContext
+    ) -> tuple[dict[str, Codes], dict[str, torch.Tensor]]:
+        """The codes of each layer, and the biases and norms' means that were shifted.
+
+        Raises:
+            BadInput: there are no calibration images, or a layer's input cannot be followed.
+        """
         samples = ctx.data.role("calibrate").subset(self.images, ctx.seed)
-        coded, found = net.clone().module, dict[str, Found]()
+        coded, found, shifted = net.clone().module.eval(), dict[str, Codes](), dict[str, torch.Tensor]()
         with torch.no_grad(), tempfile.TemporaryDirectory(dir=ctx.state and ctx.state.parent) as folder:
             walk = Walk(net.module, coded, ctx.input.shape, Path(folder))
             places = {place.weight.removesuffix(".weight"): place for place in walk.layers}
             for layer in layers:
-                if layer.name not in places:
+                if layer.name not in places or weight_of(coded, layer)[0].numel() > WIDEST:
                     raise BadInput(
-                        f'vq: the input of {layer.name} is not found; exclude it, or write method = "kmeans"'
+                        f"vq: em cannot follow what {layer.name} is given, or a row of it is longer than {WIDEST}; "
+                        'exclude it, or write method = "kmeans"'
                     )
             walk.start(torch.from_numpy(batch) for batch, _, _ in samples.batches(ctx.input, 1))
             for number, layer in enumerate(ctx.track(layers, "vq", len(layers))):
-                given = self._windows(walk, places[layer.name], ctx.seed + number)
-                found[layer.name] = self._fit(points[layer.name], given, layer, ctx.seed + number)
-                weight = coded.get_submodule(layer.name).weight
-                weight.copy_(found[layer.name][0][found[layer.name][1]].reshape(weight.shape))
-        return found
+                seed = ctx.seed + number
+                found[layer.name] = self._code_layer(walk, places[layer.name], layer, prepare, coded, shifted, seed)
+        return found, shifted
 
-    def _windows(self, walk: Walk, place: Place, seed: int) -> torch.Tensor:
-        """What the layer is given now, at drawn places of each image: (G, n, K)."""
-        per_image = math.ceil(WINDOWS / walk.images)
-        generator = np.random.default_rng(seed)
-        return torch.cat([windows(place.now, x, y, per_image, generator)[0] for x, y in walk.samples(place)], 1)
+    def _code_layer(
+        self,
+        walk: Walk,
+        place: Place,
+        layer: Layer,
+        prepare: Prepare,
+        coded: nn.Module,
+        shifted: dict[str, torch.Tensor],
+        seed: int,
+    ) -> Codes:
+        """The codes of the layer, whose weight and bias, or the norm's mean, `coded` gets."""
+        state, weight = coded.state_dict(), weight_of(coded, layer)
+        mean = str(place.norm.args[3].param) if place.norm else None
+        bias = f"{layer.name}.bias" if f"{layer.name}.bias" in state else None
+        moments = layer_moments(walk, place, weight, None, bool(bias or mean), seed)
+        target = moments.solve(weight.reshape(moments.cross.shape).double(), RIDGE)
+        codes = self._fit(prepare(layer, chunks(target, layer.m)), moments.square.float(), layer, seed)
+        codes = dataclasses.replace(codes, shape=tuple(weight.shape))
+        weight.copy_(codes.decode())
+        shift = moments.shift(weight.reshape(moments.cross.shape).double())
+        if name := bias or mean:
+            state[name].copy_(shift if bias else state[name] - shift)
+            shifted[name] = state[name]
+        return codes
 
-    def _fit(self, points: torch.Tensor, given: torch.Tensor, layer: Layer, seed: int) -> Found:
-        plain = kmeans(points, layer.k, self.iterations, seed)
-        metric, weights = _metric(given, len(points), layer.m)
-        if not metric.diagonal().mean() > 0:
+    def _fit(self, points: torch.Tensor, square: torch.Tensor, layer: Layer, seed: int) -> Codes:
+        """Codes of points that stand for a weight of (G, O, K), by E x xᵀ (G, K, K)."""
+        shape = (len(square), -1, square.shape[2])
+        first = kmeans(points, layer.k, self.iterations, seed)
+        plain = Codes(first[1], first[0], None, shape)
+        if not square.diagonal(dim1=1, dim2=2).mean() > 0:
             return plain
-        centroids, codes = kmeans(
-            points @ metric, layer.k, self.iterations, seed, weights=weights, start=plain[0] @ metric
-        )
+        metric, weights = _metric(square, len(points), layer.m)
+        start = first[0] @ metric
+        centroids, codes = kmeans(points @ metric, layer.k, self.iterations, seed, weights=weights, start=start)
         codebook = torch.linalg.solve_triangular(metric, centroids, upper=False, left=False)
-        return min((plain, (codebook, codes)), key=lambda found: _lost(points, found, given))
+        found = Codes(codes, codebook, None, shape)
+        return min((plain, found), key=lambda tried: lost(points.reshape(shape) - tried.decode(), square))
 
 
-def _metric(given: torch.Tensor, count: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _metric(square: torch.Tensor, count: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
     """R (m, m), and how much each chunk weighs (N,)."""
-    groups, n, columns = given.shape
-    parts = given.reshape(groups, n, columns // m, m).transpose(1, 2)  # (G, P, n, m)
-    grams = parts.mT @ parts / n
+    groups, columns, _ = square.shape
+    places = columns // m
+    grams = square.reshape(groups, places, m, places, m).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # (G, P, m, m)
     whole = grams.mean((0, 1))
-    whole = whole + RIDGE * whole.diagonal().mean() * torch.eye(m)
+    whole = whole + DAMP * whole.diagonal().mean() * torch.eye(m)
     power = torch.linalg.solve(whole, grams).diagonal(dim1=2, dim2=3).mean(2)  # (G, P)
-    rows = count // power.numel()  # output channels of a group
-    return torch.linalg.cholesky(whole), power.repeat_interleave(rows, 0).flatten().clamp(min=RIDGE)
+    outputs = count // power.numel()  # of a group
+    return torch.linalg.cholesky(whole), power.repeat_interleave(outputs, 0).flatten().clamp(min=DAMP)
 
 
-def _lost(points: torch.Tensor, found: Found, given: torch.Tensor) -> float:
-    """Σ over windows and outputs of the squared difference that codes make."""
-    rest = (points - found[0][found[1]]).reshape(len(given), -1, given.shape[2])  # (G, O, K)
-    return float((given @ rest.mT).square().sum())
+def lost(rest: torch.Tensor, square: torch.Tensor) -> float:
+    """The mean square of what weights that are off by `rest` (G, O, K) change in the outputs, summed over them."""
+    return float((rest @ square * rest).sum())
