@@ -32,6 +32,7 @@ from edgekit.parity import sqnr_db
 from edgekit.passes.vq.subvectors import Layer, weight_of
 
 SWAPS = 10_000
+"""Tried at most, as in the paper; in small groups every pair twice, on average."""
 WIDEST = 8192
 """Layers with more weights a row do not count: their products would take more than 512 MiB."""
 SAME_DB = 80.0
@@ -90,9 +91,15 @@ class Reader:
     def swap(self, row: int, other: int) -> None:
         here, there = self.slots[row], self.slots[other]
         blocks = np.unique(np.concatenate([here, there]) // self.span)
-        self.moments -= self._moments(blocks)
+        before = self._moments(blocks)
         self.order[here], self.order[there] = self.order[there], self.order[here]
-        self.moments += self._moments(blocks)
+        self.undo = row, other, self.moments
+        self.moments = self.moments - before + self._moments(blocks)
+
+    def swap_back(self) -> None:
+        row, other, self.moments = self.undo
+        here, there = self.slots[row], self.slots[other]
+        self.order[here], self.order[there] = self.order[there], self.order[here]
 
     def take(self, order: np.ndarray) -> None:
         """Row i of the group becomes what row order[i] was at first."""
@@ -122,7 +129,7 @@ def best_order(readers: list[Reader], size: int, generator: np.random.Generator)
     greedy = _greedy(max(readers, key=lambda reader: reader.count * reader.m), readers)
     order = greedy if take(greedy) < before else np.arange(size)
     best = take(order)
-    for row, other in generator.integers(0, size, (SWAPS, 2)).tolist():
+    for row, other in generator.integers(0, size, (min(SWAPS, size**2), 2)).tolist():
         if row == other:
             continue
         for reader in readers:
@@ -132,7 +139,7 @@ def best_order(readers: list[Reader], size: int, generator: np.random.Generator)
             order[[row, other]] = order[[other, row]]
         else:
             for reader in readers:
-                reader.swap(row, other)
+                reader.swap_back()
     return order, before, best
 
 
