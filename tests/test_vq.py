@@ -18,13 +18,14 @@ from edgekit.errors import BadInput
 from edgekit.export import export
 from edgekit.graph import trace
 from edgekit.net import Net, Source, build, edits_from_json, edits_to_json, state_sha256
-from edgekit.nets.resnet import resnet_18
+from edgekit.nets.resnet import resnet_18, resnet_50
 from edgekit.parity import sqnr_db
 from edgekit.passes import Finetune
 from edgekit.passes.vq import VQ, Project, convention_bytes
 from edgekit.passes.vq.kmeans import kmeans
 from edgekit.passes.vq.permute import Reader, best_order, permuted
 from edgekit.passes.vq.project import estimate
+from edgekit.passes.vq.subvectors import weight_of
 from edgekit.passes.vq.weighted import EM, lost
 from edgekit.projected import ProjectWeight, principal
 from edgekit.rewrites import Fold
@@ -105,13 +106,20 @@ def test_noise_has_faded_at_the_end():
 # The papers' figures
 
 
-@pytest.mark.parametrize(("m", "published"), [({}, 1.541), ({"conv": 18}, 1.029)])
-def test_sizes_of_resnet_18_are_the_published_ones(m, published):
-    net = net_of(resnet_18().eval())
-    layers = VQ(k={"linear": 2048}, m=m).layers(net, context(net, 64), "vq")
-    assert len(layers) == 20
+@pytest.mark.parametrize(
+    ("make", "k", "m", "mib"),
+    [
+        (resnet_18, 2048, {}, "1.541"),
+        (resnet_18, 2048, {"conv": 18}, "1.029"),
+        (resnet_50, 1024, {}, "5.092"),  # published as 5.09 and 3.19
+        (resnet_50, 1024, {"conv": 18, "pointwise": 8}, "3.185"),
+    ],
+)
+def test_sizes_are_the_published_ones(make, k, m, mib):
+    net = net_of(make().eval())
+    layers = VQ(k={"linear": k}, m=m).layers(net, context(net, 64), "vq")
     coded = net.edited(*(CodeWeight(layer.name, layer.k, layer.m) for layer in layers))
-    assert f"{convention_bytes(coded.module) / MIB:.3f}" == str(published)
+    assert f"{convention_bytes(coded.module) / MIB:.3f}" == mib
 
 
 def test_rules_by_kind_of_layer():
@@ -150,7 +158,10 @@ def test_codes_are_the_weights_and_the_network_can_be_built_again(name, make, m)
     assert state_sha256(net.module) == before
     for weight, codes in coded_weights(made.module).items():
         assert codes.codes.min() >= 0 and codes.codes.max() < len(codes.codebook)
-        assert torch.equal(codes.decode(), made.module.get_submodule(weight.removesuffix(".weight")).weight)
+        layer = weight.removesuffix(".weight")
+        assert torch.equal(codes.decode(), made.module.get_submodule(layer).weight)
+        if name == "kmeans":
+            assert sqnr_db(net.module.get_submodule(layer).weight.detach().numpy(), codes.decode().numpy()) > 1
     assert len(made.edits) == len(coded_weights(made.module)) == len([line for line in logged(ctx) if " dB" in line])
     edits = edits_from_json(edits_to_json(made.edits), "edits")
     again = make().edited(*edits).module
@@ -189,15 +200,20 @@ def test_the_file_holds_bytes_and_answers_alike():
 
 
 def test_em_is_never_worse_on_the_outputs():
-    for seed in range(5):
-        inputs, points = normal(3, 500, 24, seed=seed) @ normal(24, 24, seed=seed + 9), normal(3 * 16 * 6, 4, seed=seed)
+    layer = dataclasses.replace(VQ().layers(net_of(tiny()), context(net_of(tiny())), "vq")[0], k=16)
+    shares = []
+    for seed in range(8):
+        mixed = normal(24, 2 if seed % 2 else 24, seed=seed + 9)  # with 2, places are given much the same
+        inputs, points = normal(3, 500, mixed.shape[1], seed=seed) @ mixed.T, normal(3 * 16 * 6, 4, seed=seed)
         square = inputs.mT @ inputs / 500
-        layer = VQ().layers(net_of(tiny()), context(net_of(tiny())), "vq")[0]
-        found = EM()._fit(points, square, dataclasses.replace(layer, k=16), seed)
         plain = kmeans(points, 16, 25, seed)
         rest = (points - plain[0][plain[1]]).reshape(3, -1, 24)
-        assert lost(points.reshape(3, -1, 24) - found.decode(), square) < lost(rest, square)
-        assert np.isclose(lost(rest, square), float((inputs @ rest.mT).square().sum() / 500), rtol=1e-4)
+        before = lost(rest, square)
+        assert np.isclose(before, float((inputs @ rest.mT).square().sum() / 500), rtol=1e-4)
+        shares.append(
+            lost(points.reshape(3, -1, 24) - EM()._fit(points, square, layer, seed).decode(), square) / before
+        )
+    assert max(shares) <= 1 and sum(shares) / len(shares) < 0.95
 
 
 def test_em_in_the_plain_metric_is_k_means():
@@ -217,14 +233,15 @@ def test_em_keeps_more_of_the_networks_answer():
 # The order of channels
 
 
-@pytest.mark.parametrize(("make", "m"), [(cifar, {"conv": 18}), (every, {"pointwise": 2, "linear": 2})])
+@pytest.mark.parametrize(("make", "m"), [(lambda: cifar(8), {"conv": 18}), (every, {"pointwise": 2, "linear": 2})])
 def test_an_order_of_channels_changes_nothing_that_is_computed(make, m):
     net = make()
     ctx = context(net)
-    moved = permuted(net, VQ(m=m).layers(net, ctx, "vq"), ctx, "vq")
+    layers = VQ(m=m).layers(net, ctx, "vq")
+    moved = permuted(net, layers, ctx, "vq")
     assert sqnr_db(answers(net), answers(moved)) > 100
-    same = [torch.equal(left, right) for left, right in zip(net.module.parameters(), moved.module.parameters())]
-    assert not all(same)
+    before, after = (sum(determinant(weight_of(n.module, layer), layer.m) for layer in layers) for n in (net, moved))
+    assert after < 0.999 * before
 
 
 def determinant(weight: torch.Tensor, m: int) -> float:
@@ -237,8 +254,10 @@ def test_the_bound_is_that_of_the_covariance_and_never_rises(kernel, m):
     weight = normal(32, 16, kernel, kernel) * normal(16, 1, 1).exp()
     slots = np.arange(16).reshape(2, 8).T  # two channels a row
     order, before, after = best_order([Reader(weight, m, slots)], 8, np.random.default_rng(0))
-    assert np.isclose(before, determinant(weight, m))
-    assert np.isclose(after, determinant(weight[:, slots[order].ravel()], m)) and after < before
+    assert np.isclose(before, determinant(weight, m), rtol=1e-4)
+    moved = weight.clone()
+    moved[:, slots.ravel()] = weight[:, slots[order].ravel()]
+    assert np.isclose(after, determinant(moved, m), rtol=1e-4) and after < before
 
 
 def test_channels_that_are_alike_stand_at_the_same_place_of_a_chunk():

@@ -35,6 +35,8 @@ SWAPS = 10_000
 """Tried at most, as in the paper; in small groups every pair twice, on average."""
 WIDEST = 8192
 """Layers with more weights a row do not count: their products would take more than 512 MiB."""
+FLOOR = 1e-6
+"""Share of the mean variance added to each: a few chunks span fewer dimensions than they have."""
 SAME_DB = 80.0
 
 
@@ -110,6 +112,7 @@ class Reader:
         """N m det(Σ)^(1/m)."""
         mean = self.moments[-1] / self.count
         covariance = self.moments[:-1] / self.count - np.outer(mean, mean)
+        covariance += FLOOR * np.trace(covariance) / self.m * np.eye(self.m)
         _, log_det = np.linalg.slogdet(covariance)
         return self.count * self.m * float(np.exp(log_det / self.m))
 
