@@ -11,6 +11,7 @@ import dataclasses
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from edgekit.coded import Form, codable, parametrise
 from edgekit.errors import BadInput
@@ -56,7 +57,21 @@ class ProjectWeight:
         parametrise(layer, ProjectedWeight(tuple(layer.weight.shape), basis))
 
 
+def basis_of(layer: nn.Module) -> torch.Tensor | None:
+    """B (d, m) of a layer whose weight is kept as L · B."""
+    form = layer.parametrizations["weight"][0] if parametrize.is_parametrized(layer, "weight") else None  # type: ignore[index]
+    return form.basis.detach() if isinstance(form, ProjectedWeight) else None
+
+
 def principal(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Orthonormal directions (m, m), a row each, and Σ (x · v)² of the points (N, m) in each, the most first."""
     squares, directions = torch.linalg.eigh(points.double().T @ points.double())
     return directions.flip(1).T.to(points), squares.flip(0).clamp(min=0)
+
+
+def within(points: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """The parts of the points (N, m) that lie in the span of the rows of a basis (d, m)."""
+    if len(basis) == points.shape[1]:
+        return points
+    directions = torch.linalg.qr(basis.T)[0]
+    return points @ directions @ directions.T

@@ -162,7 +162,11 @@ def test_codes_are_the_weights_and_the_network_can_be_built_again(name, make, m)
         assert torch.equal(codes.decode(), made.module.get_submodule(layer).weight)
         if name == "kmeans":
             assert sqnr_db(net.module.get_submodule(layer).weight.detach().numpy(), codes.decode().numpy()) > 1
-    assert len(made.edits) == len(coded_weights(made.module)) == len([line for line in logged(ctx) if " dB" in line])
+    assert (
+        len(made.edits)
+        == len(coded_weights(made.module))
+        == len([line for line in logged(ctx) if " bits a weight, " in line])
+    )
     edits = edits_from_json(edits_to_json(made.edits), "edits")
     again = make().edited(*edits).module
     again.load_state_dict(made.module.state_dict())
@@ -308,7 +312,8 @@ def test_fewer_dimensions_train_and_give_a_codebook_of_that_rank():
     again = net.edited(*edits_from_json(edits_to_json(made.edits), "edits")).module
     again.load_state_dict(made.module.state_dict())
     assert np.array_equal(answers(made), answers(dataclasses.replace(made, module=again)))
-    for coded in (VQ(exclude=project.exclude)(made, ctx), VQ(d={"pointwise": 2})(net, ctx)):
+    after = [VQ(method=method, exclude=project.exclude)(made, ctx) for method in (VQ().method, EM(images=8))]
+    for coded in (*after, VQ(d={"pointwise": 2})(net, ctx)):
         codebook = coded_weights(coded.module)["expand.conv.weight"].codebook
         assert codebook.shape == (32, 4) and torch.linalg.matrix_rank(codebook, rtol=1e-4) == 2
 
@@ -353,6 +358,16 @@ BAD = {
     "not finite": (not_finite, VQ(), "the weight of head.conv is not finite"),
     "coded": (lambda: net_of(tiny()).edited(CodeWeight("head.conv", 2)), VQ(), "head.conv is kept as codes already"),
     "projected": (lambda: net_of(tiny()).edited(ProjectWeight("head.conv", 4, 2)), Project(), "another form already"),
+    "other m": (
+        lambda: net_of(tiny()).edited(ProjectWeight("head.conv", 8, 2)),
+        VQ(),
+        "head.conv was projected to d = 2 of m = 8",
+    ),
+    "other d": (
+        lambda: net_of(tiny()).edited(ProjectWeight("head.conv", 4, 2)),
+        VQ(d="auto"),
+        "write that m, and no d",
+    ),
     "permute": (cifar, VQ(permute=True, exclude=("linear",)), "no subvector spans several channels"),
 }
 

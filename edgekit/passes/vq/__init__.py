@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -18,14 +18,16 @@ from pydantic import PlainValidator
 
 from edgekit.coded import Codes, CodeWeight, decoded, set_codes
 from edgekit.context import PassContext
+from edgekit.errors import BadInput
 from edgekit.net import Net
 from edgekit.parity import sqnr_db
 from edgekit.passes.vq.permute import permuted
 from edgekit.passes.vq.plain import KMeans
-from edgekit.passes.vq.project import Dimension, Project, dimension, projected
+from edgekit.passes.vq.project import Dimension, Project, dimension
 from edgekit.passes.vq.size import convention_bytes
 from edgekit.passes.vq.subvectors import Layer, Subvectors, weight_of
 from edgekit.passes.vq.weighted import EM
+from edgekit.projected import basis_of, principal, within
 from edgekit.schema import chosen
 
 __all__ = ["VQ", "Project", "convention_bytes"]
@@ -53,7 +55,8 @@ class VQ(Subvectors):
         layers = self.layers(net, ctx, "vq", projected=True)
         ordered = permuted(net, layers, ctx, "vq") if self.permute else net
         plain = dataclasses.replace(ordered, module=decoded(ordered.module))
-        found, shifted = self.method.code(plain, layers, functools.partial(self._points, ctx.seed), ctx)
+        prepare = functools.partial(self._points, self._bases(net, layers), ctx.seed)
+        found, shifted = self.method.code(plain, layers, prepare, ctx)
         made = ordered.edited(*(CodeWeight(layer.name, layer.k, layer.m) for layer in layers))
         for layer in layers:
             set_codes(made.module, layer.name, found[layer.name])
@@ -62,8 +65,24 @@ class VQ(Subvectors):
         _report(plain, made, layers, found, ctx)
         return made
 
-    def _points(self, seed: int, layer: Layer, points: torch.Tensor) -> torch.Tensor:
-        return points if self.d is None else projected(points, dimension(self.d, layer, points, seed, "vq"))
+    def _bases(self, net: Net, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """B (d, m) of the layers that were projected."""
+        found = {layer.name: basis_of(net.module.get_submodule(layer.name)) for layer in layers}
+        bases = {name: basis for name, basis in found.items() if basis is not None}
+        for layer in layers:
+            if layer.name in bases and (self.d is not None or bases[layer.name].shape[1] != layer.m):
+                raise BadInput(
+                    f"vq: {layer.name} was projected to d = {len(bases[layer.name])} of m = "
+                    f"{bases[layer.name].shape[1]}; write that m, and no d"
+                )
+        return bases
+
+    def _points(self, bases: Mapping[str, torch.Tensor], seed: int, layer: Layer, points: torch.Tensor) -> torch.Tensor:
+        if layer.name in bases:
+            return within(points, bases[layer.name])
+        if self.d is None:
+            return points
+        return within(points, principal(points)[0][: dimension(self.d, layer, points, seed, "vq")])
 
 
 def _report(plain: Net, made: Net, layers: Sequence[Layer], found: dict[str, Codes], ctx: PassContext) -> None:

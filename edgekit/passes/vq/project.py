@@ -91,11 +91,3 @@ def estimate(points: torch.Tensor, k: int, seed: int) -> int:
         return bool(squares[d:].sum() <= (turned[:, :d] - centroids[codes]).square().sum())
 
     return bisect.bisect_left(range(1, points.shape[1]), True, key=clusters_limit) + 1
-
-
-def projected(points: torch.Tensor, d: int) -> torch.Tensor:
-    """The points without what lies outside the d directions that hold most of them; (N, m)."""
-    if d == points.shape[1]:
-        return points
-    basis = principal(points)[0][:d]
-    return points @ basis.T @ basis

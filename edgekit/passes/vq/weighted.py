@@ -24,18 +24,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from edgekit.coded import Codes
 from edgekit.context import PassContext
 from edgekit.errors import BadInput
 from edgekit.net import Net
+from edgekit.parity import decibels
 from edgekit.passes.reconstruct.walk import Layer as Place
 from edgekit.passes.reconstruct.walk import Walk
-from edgekit.passes.reconstruct.windows import WIDEST, layer_moments
+from edgekit.passes.reconstruct.windows import WIDEST, columns_of, layer_moments
 from edgekit.passes.vq.kmeans import kmeans
 from edgekit.passes.vq.plain import Prepare
-from edgekit.passes.vq.subvectors import Count, Layer, chunks, weight_of
+from edgekit.passes.vq.subvectors import Count, Layer, chunks
 
 DAMP = 1e-3
 """Share of the mean of diag G added to it: directions that the images do not show count a little."""
@@ -69,16 +69,17 @@ class EM:
         with torch.no_grad(), tempfile.TemporaryDirectory(dir=ctx.state and ctx.state.parent) as folder:
             walk = Walk(net.module, coded, ctx.input.shape, Path(folder))
             places = {place.weight.removesuffix(".weight"): place for place in walk.layers}
+            state = coded.state_dict()
             for layer in layers:
-                if layer.name not in places or weight_of(coded, layer)[0].numel() > WIDEST:
+                if layer.name not in places or columns_of(state[f"{layer.name}.weight"]) > WIDEST:
                     raise BadInput(
                         f"vq: em cannot follow what {layer.name} is given, or a row of it is longer than {WIDEST}; "
                         'exclude it, or write method = "kmeans"'
                     )
             walk.start(torch.from_numpy(batch) for batch, _, _ in samples.batches(ctx.input, 1))
-            for number, layer in enumerate(ctx.track(layers, "vq", len(layers))):
-                seed = ctx.seed + number
-                found[layer.name] = self._code_layer(walk, places[layer.name], layer, prepare, coded, shifted, seed)
+            for layer in ctx.track(layers, "vq", len(layers)):
+                moved = self._code_layer(walk, places[layer.name], layer, prepare, state, found, ctx)
+                shifted.update({name: state[name] for name in moved})
         return found, shifted
 
     def _code_layer(
@@ -87,24 +88,26 @@ class EM:
         place: Place,
         layer: Layer,
         prepare: Prepare,
-        coded: nn.Module,
-        shifted: dict[str, torch.Tensor],
-        seed: int,
-    ) -> Codes:
-        """The codes of the layer, whose weight and bias, or the norm's mean, `coded` gets."""
-        state, weight = coded.state_dict(), weight_of(coded, layer)
+        state: dict[str, torch.Tensor],
+        found: dict[str, Codes],
+        ctx: PassContext,
+    ) -> list[str]:
+        """Put the layer's codes into `found`, and into `state` its weight and the bias or mean whose name is given."""
+        weight, bias, seed = state[place.weight], f"{layer.name}.bias", ctx.seed + len(found)
         mean = str(place.norm.args[3].param) if place.norm else None
-        bias = f"{layer.name}.bias" if f"{layer.name}.bias" in state else None
-        moments = layer_moments(walk, place, weight, None, bool(bias or mean), seed)
+        shifts = [name for name in (bias, mean) if name in state][:1]
+        moments = layer_moments(walk, place, weight, None, bool(shifts), seed)
         target = moments.solve(weight.reshape(moments.cross.shape).double(), RIDGE)
-        codes = self._fit(prepare(layer, chunks(target, layer.m)), moments.square.float(), layer, seed)
-        codes = dataclasses.replace(codes, shape=tuple(weight.shape))
-        weight.copy_(codes.decode())
+        square = moments.square.float()
+        codes = self._fit(prepare(layer, chunks(target, layer.m)), square, layer, seed)
+        left_db = decibels(lost(target.float(), square), lost(target.float() - codes.decode(), square))
+        ctx.log(f"vq: {layer.name} keeps {left_db:.1f} dB of its outputs on the images")
+        found[layer.name] = dataclasses.replace(codes, shape=tuple(weight.shape))
+        weight.copy_(found[layer.name].decode())
         shift = moments.shift(weight.reshape(moments.cross.shape).double())
-        if name := bias or mean:
-            state[name].copy_(shift if bias else state[name] - shift)
-            shifted[name] = state[name]
-        return codes
+        for name in shifts:
+            state[name].copy_(shift if name == bias else state[name] - shift)
+        return shifts
 
     def _fit(self, points: torch.Tensor, square: torch.Tensor, layer: Layer, seed: int) -> Codes:
         """Codes of points that stand for a weight of (G, O, K), by E x xᵀ (G, K, K)."""
