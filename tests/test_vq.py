@@ -13,7 +13,7 @@ from torch import nn
 from edgekit.channels import ties
 from edgekit.coded import CodeWeight, coded_weights
 from edgekit.context import RewriteContext
-from edgekit.data import Data
+from edgekit.data import Data, Samples
 from edgekit.errors import BadInput
 from edgekit.export import export
 from edgekit.graph import trace
@@ -232,6 +232,27 @@ def test_em_keeps_more_of_the_networks_answer():
     net = cifar(8)
     plain, weighed = (answers(VQ(method=method)(net, context(net))) for method in (VQ().method, EM(images=24)))
     assert sqnr_db(answers(net), weighed) > sqnr_db(answers(net), plain) + 3
+
+
+def test_em_keeps_the_mean_of_what_a_norm_is_given():
+    net = cifar(8)
+    images = torch.cat([torch.from_numpy(x) for x, *_ in images_of(net).batches(context(net).input, 8)])
+
+    def means(module: nn.Module) -> torch.Tensor:
+        norm, given = module.layer1[0].bn1, list[torch.Tensor]()
+        hook = norm.register_forward_hook(lambda _layer, _x, output: given.append(output))
+        with torch.no_grad():
+            module(images)
+        hook.remove()
+        return given[0].mean((0, 2, 3))
+
+    plain, weighed = (VQ(method=method)(net, context(net)).module for method in (VQ().method, EM(images=8)))
+    assert torch.allclose(means(weighed), means(net.module), atol=1e-4)
+    assert not torch.allclose(means(plain), means(net.module), atol=1e-2)
+
+
+def images_of(net: Net) -> Samples:
+    return context(net).data.role("calibrate").subset(8, 0)
 
 
 # The order of channels
