@@ -293,6 +293,16 @@ def test_channels_that_are_alike_stand_at_the_same_place_of_a_chunk():
     assert (large == large[0]).all() and large[0].sum() == 1
 
 
+def test_channels_get_the_order_that_was_found():
+    torch.manual_seed(0)
+    net = net_of(nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.Flatten()).eval())
+    net.module[2].weight.data *= normal(16, 1, 1).exp()
+    ctx = context(net)
+    moved = permuted(net, VQ().layers(net, ctx, "vq"), ctx, "vq")
+    before, after = (determinant(n.module[2].weight.detach(), 4) for n in (net, moved))
+    assert f"falls by {1 - after / before:.2%}" in logged(ctx)[-1]
+
+
 def test_code_that_takes_channels_by_number_is_noticed():
     class ByNumber(nn.Module):
         def __init__(self) -> None:
