@@ -45,7 +45,11 @@ class Codes:
         return len(self.codes) * each + 16 * (self.codebook.numel() + (0 if self.factor is None else len(self.factor)))
 
 
-class Coded(nn.Module):
+class Form(nn.Module):
+    """A parametrisation of `weight`: another form of it, which trains. `decoded` gives a layer its weight back."""
+
+
+class Coded(Form):
     """A parametrisation of `weight` that stands for codes. `trains` says whether training changes the codes."""
 
     trains = False
@@ -91,7 +95,7 @@ class CodeWeight:
     per_channel: bool = False
 
     def apply(self, module: nn.Module) -> None:
-        layer = codable(module, self.layer, "code_weight")
+        layer = codable(module, self.layer, "code_weight", projected=True)
         row = layer.weight[0].numel()
         if self.m < 1 or row % self.m:
             raise BadInput(f"code_weight: {self.layer} has {row} weights an output, which m = {self.m} does not divide")
@@ -101,16 +105,21 @@ class CodeWeight:
                 f"k = {self.k} must be between 1 and that"
             )
         shape = tuple(layer.weight.shape)
+        if parametrize.is_parametrized(layer):
+            _make_plain(layer)
         parametrise(layer, CodebookWeight(shape, self.k, self.m, self.per_channel))
 
 
-def parametrise(layer: nn.Conv2d | nn.Linear, code: Coded) -> None:
+def parametrise(layer: nn.Conv2d | nn.Linear, form: Form) -> None:
     """Put a parametrisation in front of a layer's weight."""
-    parametrize.register_parametrization(layer, "weight", code.to(layer.weight.device))
+    parametrize.register_parametrization(layer, "weight", form.to(layer.weight.device))
 
 
-def codable(module: nn.Module, name: str, edit: str) -> nn.Conv2d | nn.Linear:
+def codable(module: nn.Module, name: str, edit: str, projected: bool = False) -> nn.Conv2d | nn.Linear:
     """The layer of that name, whose weight an edit may keep in another form.
+
+    Args:
+        projected: whether the weight may have a form already that is no code (see projected.py).
 
     Raises:
         BadInput: there is none, it is no convolution or linear layer, its weight is kept as codes already, or another
@@ -122,8 +131,10 @@ def codable(module: nn.Module, name: str, edit: str) -> nn.Conv2d | nn.Linear:
         raise BadInput(f"{edit}: the network has no layer {name!r}") from None
     if not isinstance(layer, (nn.Conv2d, nn.Linear)):
         raise BadInput(f"{edit}: {name} is {type(layer).__name__}; only convolutions and linear layers can be coded")
-    if parametrize.is_parametrized(layer):
+    if name in _layers(module, Coded):
         raise BadInput(f"{edit}: the weight of {name} is kept as codes already")
+    if parametrize.is_parametrized(layer) and not projected:
+        raise BadInput(f"{edit}: the weight of {name} is kept in another form already")
     holders = [path for path, other in module.named_modules(remove_duplicate=False) if _holds(other, layer.weight)]
     if len(holders) > 1:
         raise BadInput(f"{edit}: {' and '.join(holders)} share one weight; exclude them")
@@ -148,14 +159,14 @@ def set_codes(module: nn.Module, layer: str, codes: Codes) -> None:
 def coded_weights(module: nn.Module) -> dict[str, Codes]:
     """The weights of a network that are kept as codes, by the names that their layers have for them."""
     found = {}
-    for name, layer in _coded_layers(module).items():
+    for name, layer in _layers(module, Coded).items():
         found[f"{name}.weight"] = _codes(layer)
     return found
 
 
 def trained_codes(module: nn.Module) -> torch.Tensor | None:
     """All codes of a network that training may change, (N,) of uint8; None where it has none."""
-    layers = [layer for layer in _coded_layers(module).values() if layer.parametrizations.weight[0].trains]
+    layers = [layer for layer in _layers(module, Coded).values() if layer.parametrizations.weight[0].trains]
     return torch.cat([_codes(layer).codes.byte() for layer in layers]) if layers else None
 
 
@@ -169,22 +180,26 @@ def _codes(layer: Any) -> Codes:
 
 
 def decoded(module: nn.Module) -> nn.Module:
-    """The same network with plain weights; the module itself where none is kept as codes."""
-    if not _coded_layers(module):
+    """The same network with plain weights; the module itself where none is kept in another form."""
+    if not _layers(module, Form):
         return module
     plain = copy.deepcopy(module)
-    for layer in _coded_layers(plain).values():
-        weight = layer.weight.detach().clone()
-        # Not by `remove_parametrizations`: it would take `weight` from the class, which copies share.
-        layer.__class__ = parametrize.type_before_parametrizations(layer)
-        del layer.parametrizations
-        layer.weight = nn.Parameter(weight)
+    for layer in _layers(plain, Form).values():
+        _make_plain(layer)
     return plain
 
 
-def _coded_layers(module: nn.Module) -> dict[str, Any]:
+def _make_plain(layer: Any) -> None:
+    weight = layer.weight.detach().clone()
+    # Not by `remove_parametrizations`: it would take `weight` from the class, which copies share.
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer.parametrizations
+    layer.weight = nn.Parameter(weight)
+
+
+def _layers(module: nn.Module, form: type[Form]) -> dict[str, Any]:
     return {
         name: layer
         for name, layer in module.named_modules()
-        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations["weight"][0], Coded)
+        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations["weight"][0], form)
     }

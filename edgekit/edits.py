@@ -11,6 +11,7 @@ from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
 from edgekit.factorise import Factorise
 from edgekit.shift.edit import ShiftWeight
+from edgekit.projected import ProjectWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,9 @@ class KeepChannels:
         except AttributeError:
             raise BadInput(f"keep_channels: the network has no layer {self.layer!r}") from None
         if parametrize.is_parametrized(layer):
-            raise BadInput(f"keep_channels: the weight of {self.layer} is kept as codes; remove channels before that")
+            raise BadInput(
+                f"keep_channels: the weight of {self.layer} is kept in another form; remove channels before that"
+            )
         size = channels(layer, self.dim)
         if not self.keep or max(self.keep) >= size or min(self.keep) < 0 or list(self.keep) != sorted(set(self.keep)):
             raise BadInput(f"keep_channels: {self.layer} has {size} channels ({self.dim}); cannot keep {self.keep}")
@@ -64,6 +67,7 @@ EDITS = {
     "factorise": Factorise,
     "code_weight": CodeWeight,
     "shift_weight": ShiftWeight,
+    "project_weight": ProjectWeight,
 }
 
 

@@ -10,6 +10,7 @@ from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
 from edgekit.passes.shift import Shift
 from edgekit.passes.tas import Tas
+from edgekit.passes.vq import VQ, Project
 
 PASSES = {
     "prune": Prune,
@@ -18,6 +19,8 @@ PASSES = {
     "tas": Tas,
     "lowrank": LowRank,
     "shift": Shift,
+    "project": Project,
+    "vq": VQ,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,
