@@ -10,8 +10,8 @@ from torch.nn.utils import parametrize
 from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
 from edgekit.factorise import Factorise
-from edgekit.shift.edit import ShiftWeight
 from edgekit.projected import ProjectWeight
+from edgekit.shift.edit import ShiftWeight
 
 
 @dataclasses.dataclass(frozen=True)

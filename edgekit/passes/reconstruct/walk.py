@@ -10,6 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,7 +42,12 @@ class Walk:
     """
 
     def __init__(
-        self, before: nn.Module, now: nn.Module, shape: Shape, folder: Path, chained: Mapping[str, str]
+        self,
+        before: nn.Module,
+        now: nn.Module,
+        shape: Shape,
+        folder: Path,
+        chained: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.folder = folder
         self.runners = _Runner(before, shape), _Runner(now, shape)
