@@ -1,6 +1,7 @@
 """torch-side passes, one idea a file. A pass is a frozen dataclass whose fields are its recipe parameters, callable as
 `(net, ctx) -> net`; it may not touch its input."""
 
+from edgekit.passes.cluster import Cluster
 from edgekit.passes.depth import Depth
 from edgekit.passes.distil import Distil
 from edgekit.passes.finetune import Finetune
@@ -21,6 +22,7 @@ PASSES = {
     "project": Project,
     "vq": VQ,
     "shift": Shift,
+    "cluster": Cluster,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,

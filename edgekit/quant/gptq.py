@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-Nearest = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Rounding: the levels to take for values in steps, and what the square of an error of one step costs at each."""
+Nearest = Callable[[np.ndarray], np.ndarray]
+"""Rounding: the nearest level to each of some values in steps."""
 DAMP = 0.01
 TRUST = 0.5
 """λ of the target: so many images say only so much about how errors of inputs go together; less fits their noise."""
@@ -60,7 +60,7 @@ def quadratic(weight: np.ndarray, other: np.ndarray, hessian: np.ndarray) -> np.
 
 def to_integers(high: int) -> Nearest:
     """Rounding to the nearest integer in ±high."""
-    return lambda values, _cost: np.clip(np.rint(values), -high, high)
+    return lambda values: np.clip(np.rint(values), -high, high)
 
 
 def gptq(
@@ -75,7 +75,7 @@ def gptq(
     result = np.empty_like(found)
     np.put_along_axis(result, order[:, None], found, axis=2)
     step = scale[..., None]
-    alone = nearest(weight / step, step**2 * np.diagonal(smooth, axis1=1, axis2=2)[:, None])
+    alone = nearest(weight / step)
     better = quadratic(result * step, weight, smooth) < quadratic(alone * step, weight, smooth)
     return descend(np.where(better[..., None], result, alone), weight, scale, smooth, nearest, sweeps)
 
@@ -97,9 +97,8 @@ def _columns(weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, nearest:
         end = min(start + BLOCK, size)
         errors = np.empty((*weight.shape[:2], end - start), np.float32)
         for j in range(start, end):
-            pivot = factor[:, None, j, j]
-            result[:, :, j] = nearest(left[:, :, j] / scale, np.square(scale / pivot))
-            errors[:, :, j - start] = (left[:, :, j] - result[:, :, j] * scale) / pivot
+            result[:, :, j] = nearest(left[:, :, j] / scale)
+            errors[:, :, j - start] = (left[:, :, j] - result[:, :, j] * scale) / factor[:, None, j, j]
             left[:, :, j:end] -= errors[:, :, j - start, None] * factor[:, None, j, j:end]
         left[:, :, end:] -= errors @ factor[:, start:end, end:]
     return result
@@ -114,8 +113,8 @@ def descend(
     for _ in range(sweeps):
         before = levels.copy()
         for j in range(weight.shape[2]):
-            pivot = hessian[:, None, j, j]
-            moved = nearest(levels[:, :, j] + gradient[:, :, j] / (pivot * scale), pivot * scale**2)
+            step = gradient[:, :, j] / (hessian[:, None, j, j] * scale)
+            moved = nearest(levels[:, :, j] + step)
             change = (moved - levels[:, :, j]) * scale
             if change.any():
                 gradient -= change[..., None] * hessian[:, None, j]

@@ -1,0 +1,160 @@
+"""Layers coded one after the other, each to make up for what coding did to the layers before it. Shared by passes that
+store weights as codes; no labels needed.
+
+For a layer y = W x let x be its input in the network coded so far and y* its output in the network that came in. What
+is coded is W*, the least-squares fit of y* on x (`reconstruct/windows.py`), by a coder that knows H = E[x xᵀ], so that
+it can make the error of the output small and not that of the weight; means belong to the bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekit.coded import Codes, CodeWeight, codable, set_codes
+from edgekit.context import PassContext
+from edgekit.errors import BadInput
+from edgekit.net import Net
+from edgekit.passes.reconstruct.walk import Layer, Walk
+from edgekit.passes.reconstruct.windows import WIDEST, columns_of, layer_moments
+
+RIDGE = 0.5
+"""λ of W*: a few images say only so much about how errors go together (see `quant/gptq.py`)."""
+Coder = Callable[[str, np.ndarray, np.ndarray | None, float], Codes]
+"""Codes, of any shape, of the layer of that name, for weights (G, O, K), H (G, K, K) or None, and by how much to raise
+its λ."""
+
+
+def layers_to_code(module: nn.Module, exclude: Sequence[str], name: str) -> list[str]:
+    """The convolutions and linear layers but those excluded, which the pass `name` may code.
+
+    Raises:
+        BadInput: a glob matches no layer, or a layer cannot be coded.
+    """
+    layers = [path for path, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    for pattern in exclude:
+        if not fnmatch.filter(layers, pattern):
+            raise BadInput(f"{name}: exclude = {pattern!r} matches no layer")
+    kept = [path for path in layers if not any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude)]
+    for path in kept:
+        if not bool(torch.isfinite(codable(module, path, name).weight).all()):
+            raise BadInput(f"{name}: the weight of {path} is not finite")
+    return kept
+
+
+def code_layers(net: Net, ctx: PassContext, names: Sequence[str], images: int, coder: Coder) -> Net:
+    """The network with the weights of the layers `names` as codes.
+
+    Args:
+        images: so many calibration images; with 0 each weight is coded as it is.
+
+    Raises:
+        BadInput: there are no calibration images.
+    """
+    result, codes = net.clone().module, dict[str, Codes]()
+    if images:
+        _fit_in_order(net, result, ctx, names, images, coder, codes)
+    for name in [name for name in names if name not in codes]:
+        codes[name] = coder(name, matrix(result, name), None, 1.0)
+    edits = [
+        CodeWeight(name, len(code.codebook), code.codebook.shape[1], code.factor is not None)
+        for name, code in codes.items()
+    ]
+    coded = Net(net.source, net.edits, result).edited(*edits)
+    for name, code in codes.items():
+        set_codes(coded.module, name, code)
+    return coded
+
+
+def _fit_in_order(
+    net: Net,
+    result: nn.Module,
+    ctx: PassContext,
+    names: Sequence[str],
+    images: int,
+    coder: Coder,
+    codes: dict[str, Codes],
+) -> None:
+    """Put the codes of all layers that the walk can fit into `codes`, and what they stand for into `result`."""
+    samples = ctx.data.role("calibrate").subset(images, ctx.seed)
+    with torch.no_grad(), tempfile.TemporaryDirectory(dir=ctx.state and ctx.state.parent) as folder:
+        walk = Walk(net.module, result, ctx.input.shape, Path(folder))
+        walk.start(torch.from_numpy(batch) for batch, _, _ in samples.batches(ctx.input, 1))
+        state = result.state_dict()
+        for number, layer in enumerate(ctx.track(walk.layers, "coding layers", len(walk.layers))):
+            name = layer.weight.removesuffix(".weight")
+            if name in names and columns_of(state[layer.weight]) <= WIDEST:
+                codes[name] = _fit(walk, layer, name, state, ctx.seed + number, coder)
+    for name in [name for name in names if name not in codes]:
+        ctx.log(f"{name}: coded by its weights alone, {walk.left.get(f'{name}.weight', 'a row of it is too long')}")
+
+
+def _fit(walk: Walk, layer: Layer, name: str, state: dict[str, torch.Tensor], seed: int, coder: Coder) -> Codes:
+    weight, bias = state[layer.weight], state.get(f"{name}.bias")
+    moments = layer_moments(walk, layer, weight, None, bias is not None or layer.norm is not None, seed)
+    shape = moments.cross.shape
+    target = moments.solve(weight.reshape(shape).double(), RIDGE)
+    codes = coder(name, target.numpy(), moments.square.numpy(), moments.scarcity)
+    weight.copy_(dataclasses.replace(codes, shape=tuple(weight.shape)).decode())
+    shift = moments.shift(weight.reshape(shape).double())
+    if bias is not None:
+        bias.copy_(shift)
+    elif layer.norm is not None:
+        state[str(layer.norm.args[3].param)].sub_(shift)
+    return codes
+
+
+def matrix(module: nn.Module, name: str) -> np.ndarray:
+    """A layer's weight as (G, O, K), K the inputs of one output value."""
+    layer: Any = module.get_submodule(name)
+    weight = layer.weight.detach().cpu().double().numpy()
+    groups = getattr(layer, "groups", 1)
+    return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def sensitivities(net: Net, ctx: PassContext, images: int) -> dict[str, np.ndarray]:
+    """For each layer, what the square of an error in one weight of an output channel costs, on average: (C_out,).
+
+    F · E[x²], x the layer's inputs and F the diagonal of the Fisher information of its outputs: E of the squared
+    gradient of −log p(c), summed over the places of a channel, with the class c drawn from the network's own p, so that
+    no labels are needed.
+
+    Raises:
+        BadInput: the outputs are not those of a classifier.
+    """
+    if ctx.output.task != "classify":
+        raise BadInput("the bits of each layer are found for classifiers alone; give levels instead of bits")
+    samples = ctx.data.role("calibrate").subset(images, ctx.seed)
+    generator = torch.Generator().manual_seed(ctx.seed)
+    module = net.clone().module.eval().requires_grad_(True)
+    calls: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(lambda _m, x, y, name=name: calls.__setitem__(name, (x[0], y)))
+    for batch, _, _ in ctx.track(samples.batches(ctx.input, 1), "sensitivities", len(samples)):
+        with torch.enable_grad():
+            logits = module(torch.from_numpy(batch)).flatten(1)
+            drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)
+            loss = -logits.log_softmax(1).gather(1, drawn).sum()
+            gradients = torch.autograd.grad(loss, [y for _, y in calls.values()], allow_unused=True)
+        for (name, (x, y)), gradient in zip(calls.items(), gradients):
+            steep = (
+                torch.zeros(y.shape[1])
+                if gradient is None
+                else gradient.square().reshape(*y.shape[:2], -1).sum((0, -1))
+            )
+            fisher, square = totals.get(name, (0.0, 0.0))
+            totals[name] = fisher + steep, square + x.detach().square().mean()
+    return {
+        name: ((fisher + fisher.mean()) * square / len(samples) ** 2).double().numpy()
+        for name, (fisher, square) in totals.items()
+    }
