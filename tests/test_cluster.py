@@ -82,7 +82,7 @@ def test_the_file_holds_the_codes_and_answers_alike():
 
 
 def test_sensitivities_are_the_squared_gradients_of_the_answer():
-    """One linear layer z = W x: the gradient of −log p(c) is p − one-hot(c); a third class is as good as never drawn."""
+    """One layer z = W x: the gradient of −log p(c) is p − one-hot(c); a third class is as good as never drawn."""
     net = net_of(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3)))
     net.module[1].weight.data.zero_()
     net.module[1].bias.data.copy_(torch.tensor([0.0, 0.0, -100.0]))
@@ -130,7 +130,7 @@ def test_layers_that_cannot_be_coded():
         Cluster(levels=4)(coded, context(net))
     tied = every()
     tied.module.head.conv.weight.data[0, 0] = float("nan")
-    with pytest.raises(BadInput, match="head.conv is not finite"):
+    with pytest.raises(BadInput, match=r"head\.conv is not finite"):
         Cluster(levels=4)(tied, context(net))
 
 
