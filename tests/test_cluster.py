@@ -58,6 +58,13 @@ def test_fitted_layers_answer_closer_than_rounded_weights(settings):
     assert close["gptq"] > close["none"] + 2
 
 
+@pytest.mark.parametrize("settings", [{"bits": 7.5}, {"levels": 255}])
+def test_many_levels_change_little(settings):
+    net = every()
+    coded = Cluster(**settings, reconstruct="none")(net, context(net))
+    assert sqnr_db(answers(net), answers(coded)) > 35
+
+
 def test_the_input_stays_and_the_edits_replay():
     net = every()
     before = state_sha256(net.module)
