@@ -134,7 +134,7 @@ def coded_weights(model: onnx.ModelProto) -> dict[str, Stored]:
     from onnx import numpy_helper
 
     values = {init.name: init for init in model.graph.initializer}
-    names = [node.output[0] for node in model.graph.node if DECODE in node.name and node.output[0] != node.name]
+    names = [node.output[0] for node in model.graph.node if node.name.startswith(node.output[0] + DECODE)]
     found = {}
     for name in names:
         parts = {part: numpy_helper.to_array(values[f"{name}.{part}"]) for part in PARTS if f"{name}.{part}" in values}
