@@ -148,7 +148,9 @@ def coded_weights(module: nn.Module) -> dict[str, Codes]:
     found = {}
     for name, layer in _coded_layers(module).items():
         originals = [value.detach() for key, value in layer.parametrizations.weight.named_parameters(recurse=False)]
-        found[f"{name}.weight".removeprefix(".")] = layer.parametrizations.weight[0].codes_of(*originals)
+        codes = layer.parametrizations.weight[0].codes_of(*originals)
+        factor = None if codes.factor is None else codes.factor.detach()
+        found[f"{name}.weight".removeprefix(".")] = dataclasses.replace(codes, factor=factor)
     return found
 
 
