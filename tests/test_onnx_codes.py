@@ -54,6 +54,13 @@ def values(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {init.name: numpy_helper.to_array(init) for init in model.graph.initializer}
 
 
+def contents(model: onnx.ModelProto) -> list[list[bytes]]:
+    """Everything in the graph, whatever its order."""
+    graph = model.graph
+    fields = graph.node, graph.initializer, graph.input, graph.output, graph.value_info
+    return [sorted(item.SerializeToString(deterministic=True) for item in field) for field in fields]
+
+
 def kinds(model: onnx.ModelProto) -> set[str]:
     return {node.op_type for node in model.graph.node}
 
@@ -77,7 +84,7 @@ def test_as_many_codes_share_a_byte_as_fit(k, p):
     assert np.array_equal(form.decode(), codes.decode().numpy())
 
 
-@given(st.integers(1, 300), st.integers(1, 4), st.integers(1, 6), st.integers(1, 40), st.booleans(), st.booleans())
+@given(st.integers(1, 300), st.integers(1, 4), st.integers(1, 6), st.integers(1, 400), st.booleans(), st.booleans())
 @settings(max_examples=50)
 def test_what_is_stored_decodes_and_takes_no_more_than_unpacked(k, m, rows, columns, whole, factor):
     codes = random_codes(k, m, (rows, columns * m), whole=whole, factor=factor)
@@ -89,7 +96,7 @@ def test_what_is_stored_decodes_and_takes_no_more_than_unpacked(k, m, rows, colu
     assert form.codes.nbytes + form.table.nbytes <= unpacked
 
 
-@pytest.mark.parametrize("level", [127.5, 128.0, math.nan])
+@pytest.mark.parametrize("level", [0.5, 128.0, math.nan])
 def test_what_int8_does_not_hold_stays_float(level):
     codes = Codes(torch.tensor([0, 1]), torch.tensor([[1.0], [level]]), None, (1, 2))
     assert stored(codes).table.dtype == np.float32
@@ -151,11 +158,9 @@ def test_taken_out_and_put_back_are_inverse(model):
     before = serialise(model)
     bare, forms = taken_out(model)
     assert serialise(model) == before and "Gather" not in kinds(bare) and set(inputs(bare)) == {"input", *forms}
+    assert not any(name.startswith(tuple(forms)) for name in values(bare))
     again = put_back(copy.deepcopy(bare), forms)
-    ours, theirs = values(again), values(model)
-    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
-    nodes = [sorted(node.SerializeToString() for node in each.graph.node) for each in (again, model)]
-    assert nodes[0] == nodes[1] and list(again.graph.input) == list(model.graph.input)
+    assert contents(again) == contents(model)
     expanded = put_back(bare, forms, decode=True)
     assert not forms_of(expanded) and "Gather" not in kinds(expanded) and inputs(expanded) == ["input"]
     assert all(np.array_equal(values(expanded)[name], form.decode()) for name, form in forms.items())
