@@ -160,7 +160,9 @@ def coded_weights(module: nn.Module) -> dict[str, Codes]:
     """The weights of a network that are kept as codes, by the names that their layers have for them."""
     found = {}
     for name, layer in _layers(module, Coded).items():
-        found[f"{name}.weight"] = _codes(layer)
+        codes = _codes(layer)
+        factor = None if codes.factor is None else codes.factor.detach()
+        found[f"{name}.weight".removeprefix(".")] = dataclasses.replace(codes, factor=factor)
     return found
 
 

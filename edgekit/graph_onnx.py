@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from edgekit.errors import BadInput
+from edgekit.onnx_codes import coded_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -16,13 +17,14 @@ ACTIVATIONS = frozenset("Relu Clip LeakyRelu PRelu Sigmoid HardSigmoid HardSwish
 
 def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
     """params, macs, cio and cio_paper of a float model at batch 1. Parameters are the elements of all initialisers that
-    convolutions, products and norms read.
+    convolutions, products and norms read, and those of a coded weight as if it were plain.
 
     Raises:
         BadInput: shape inference leaves the shape of a convolution unknown.
     """
     shapes = shapes_at_batch_1(model)
     weights = {init.name: tuple(init.dims) for init in model.graph.initializer}
+    weights |= {name: form.shape for name, form in coded_weights(model).items()}
     cost = {"params": 0, "macs": 0, "cio": 0, "cio_paper": 0}
     counted: set[str] = set()
     readers: dict[str, list[str]] = {}

@@ -32,7 +32,7 @@ class Stored:
     """A coded weight of a graph.
 
     Attributes:
-        codes: (N,) of uint8 or uint16, rows of the table.
+        codes: (N,) of uint8, uint16 or uint32, rows of the table.
         table: (rows, m) of float32, or int8 where the codebook holds whole numbers.
         factor: (C_out,) of float32, or None.
     """
@@ -61,7 +61,10 @@ def stored(codes: Codes) -> Stored:
     indices = codes.codes.cpu().numpy()
     factor = None if codes.factor is None else codes.factor.detach().cpu().numpy()
     packed = [_packed(indices, table, p) for p in range(1, 9) if len(table) ** p <= 256 and len(indices) % p == 0]
-    best = min(packed or [(indices.astype(np.uint16), table)], key=lambda form: form[0].nbytes + form[1].nbytes)
+    best = min(
+        packed or [(indices.astype(np.min_scalar_type(len(table) - 1)), table)],
+        key=lambda form: form[0].nbytes + form[1].nbytes,
+    )
     return Stored(*best, factor, codes.shape)
 
 
@@ -134,7 +137,7 @@ def coded_weights(model: onnx.ModelProto) -> dict[str, Stored]:
     from onnx import numpy_helper
 
     values = {init.name: init for init in model.graph.initializer}
-    names = [node.output[0] for node in model.graph.node if DECODE in node.name and node.output[0] != node.name]
+    names = [node.output[0] for node in model.graph.node if node.name.startswith(node.output[0] + DECODE)]
     found = {}
     for name in names:
         parts = {part: numpy_helper.to_array(values[f"{name}.{part}"]) for part in PARTS if f"{name}.{part}" in values}
