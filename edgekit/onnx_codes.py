@@ -46,6 +46,19 @@ class Stored:
         weight = self.table[self.codes].astype(np.float32).reshape(self.shape)
         return weight if self.factor is None else weight * self.factor.reshape(-1, *[1] * (len(self.shape) - 1))
 
+    def in_int8(self, high: int) -> Stored | None:
+        """The weight as integers in ±high and positive factors (C_out,), or None where it cannot be that.
+
+        Whole numbers stay as they are. Other tables are rounded, with one scale for all of the layer.
+        """
+        factor = np.ones(self.shape[0], np.float32) if self.factor is None else self.factor
+        table, top = self.table, int(np.ceil(np.abs(self.table.astype(np.float32)).max(initial=0)))
+        if table.dtype != np.int8 and top:
+            scale = np.abs(table).max() / np.float32(high)
+            table, factor = np.rint(table / scale).astype(np.int8), (factor * scale).astype(np.float32)
+            top = high
+        return Stored(self.codes, table, factor, self.shape) if top <= high and (factor > 0).all() else None
+
     def scaled(self, scale: np.ndarray) -> Stored:
         """The weight with every output channel multiplied by its number of `scale`."""
         factor = scale if self.factor is None else self.factor.astype(np.float64) * scale
@@ -80,23 +93,33 @@ def write(model: onnx.ModelProto, weight: str, form: Stored) -> None:
     """Give a model a coded weight: codes, table and the nodes that decode them to a tensor of that name."""
     from onnx import TensorProto, helper
 
-    graph, nodes = model.graph, list[Any]()
-
-    def node(kind: str, *inputs: str, **attributes: int) -> str:
-        name = f"{weight}{DECODE}{len(nodes)}.{kind}"
-        nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
-        return name
-
-    indices = node("Cast", constant(graph, f"{weight}.codes", form.codes), to=TensorProto.INT32)
-    rows = node("Gather", constant(graph, f"{weight}.codebook", form.table), indices, axis=0)
-    result = node("Reshape", rows, constant(graph, f"{weight}.shape", np.array(form.shape, np.int64)))
+    graph = model.graph
+    nodes = decoding(graph, weight, form)
+    result = nodes[-1].output[0]
     if form.table.dtype == np.int8:
-        result = node("Cast", result, to=TensorProto.FLOAT)
+        name = f"{weight}{DECODE}3.Cast"
+        nodes.append(helper.make_node("Cast", [result], [name], name, to=TensorProto.FLOAT))
+        result = name
     if form.factor is not None:
         by_channel = form.factor.reshape(-1, *[1] * (len(form.shape) - 1))
-        node("Mul", result, constant(graph, f"{weight}.factor", by_channel))
+        factor, name = constant(graph, f"{weight}.factor", by_channel), f"{weight}{DECODE}4.Mul"
+        nodes.append(helper.make_node("Mul", [result, factor], [name], name))
     nodes[-1].output[0] = weight
     _replace(graph.node, [*nodes, *graph.node])
+
+
+def decoding(graph: onnx.GraphProto, weight: str, form: Stored) -> list[onnx.NodeProto]:
+    """The nodes that look codes up, to be put into the graph; it gets codes and table."""
+    from onnx import TensorProto, helper
+
+    parts = (("codes", form.codes), ("codebook", form.table), ("shape", np.array(form.shape, np.int64)))
+    codes, table, shape = (constant(graph, f"{weight}.{part}", value) for part, value in parts)
+    names = [f"{weight}{DECODE}{index}.{kind}" for index, kind in enumerate(("Cast", "Gather", "Reshape"))]
+    return [
+        helper.make_node("Cast", [codes], names[:1], names[0], to=TensorProto.INT32),
+        helper.make_node("Gather", [table, names[0]], names[1:2], names[1], axis=0),
+        helper.make_node("Reshape", [names[1], shape], names[2:], names[2]),
+    ]
 
 
 def constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:

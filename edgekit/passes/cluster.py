@@ -29,8 +29,8 @@ from edgekit.passes.vq.kmeans import kmeans
 from edgekit.quant.gptq import DAMP, Nearest, gptq, to_integers
 from edgekit.quant.grid import mse_scales
 
-HIGHEST = 127
-"""Multiples of a step are int8."""
+HIGHEST = 64
+"""Most steps of a weight: int8 kernels without VNNI take no more (see `quant/targets.py`)."""
 MANTISSA = 3
 """Bits of a step's mantissa: how fine a step is hardly matters, and the file holds one for each channel."""
 ALPHAS = (2.0**-40, 2.0**40)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.errors import unknown
+from edgekit.onnx_codes import DECODE
 from edgekit.quant.graph import LAYERS, Graph, residual_input
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _layer_faults(graph: Graph, node: onnx.NodeProto, wanted: Scheme) -> list[st
 def _pair_faults(graph: Graph, node: onnx.NodeProto, wanted: Scheme) -> list[str]:
     """Types, zero points and weight ranges of one QuantizeLinear or DequantizeLinear."""
     zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
-    values = graph.constants.get(node.input[0])
+    values = _weights(graph, node.input[0])
     if node.op_type == "DequantizeLinear" and values is not None:
         if values.dtype == np.int8 and np.abs(values.astype(np.int16)).max(initial=0) > wanted.weight_max:
             return [f"{node.name}: weights reach {np.abs(values.astype(np.int16)).max()}, beyond ±{wanted.weight_max}"]
@@ -131,6 +132,14 @@ def _pair_faults(graph: Graph, node: onnx.NodeProto, wanted: Scheme) -> list[str
     if wanted.symmetric and zero.any():
         return [f"{node.name}: zero point {int(zero)}; {wanted.name} takes 0 only"]
     return []
+
+
+def _weights(graph: Graph, name: str) -> np.ndarray | None:
+    """The values of a constant weight, or those that a coded one is made of; None for what is computed."""
+    if name in graph.constants or DECODE not in name:
+        return graph.constants.get(name)
+    rows = graph.producer[graph.producer[name].input[0]]
+    return graph.constants.get(rows.input[0])
 
 
 def _add_faults(graph: Graph, node: onnx.NodeProto) -> list[str]:

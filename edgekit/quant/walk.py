@@ -9,13 +9,14 @@ layer on quantised inputs, b ← b + E[y] − E[ŷ] per channel makes the means 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgekit.onnx_codes import Stored
 from edgekit.quant.gptq import DAMP, TRUST, gptq, least_squares_target, scarcity, to_integers
-from edgekit.quant.graph import Graph, Plan, layer_matrix, layer_weight
+from edgekit.quant.graph import Graph, Plan, channel_axis, layer_matrix, layer_weight
 from edgekit.quant.grid import Grid, bias_floor, fake_quantised, max_scales, mse_scales, rounded
 from edgekit.quant.inputs import sampled_rows
 from edgekit.quant.session import NodeRunner
@@ -51,6 +52,8 @@ class FittedLayer:
     """Channels whose scale the bias raised: near-dead ones."""
     sqnr_db: float | None = None
     """Of the layer's output, with all that was quantised before it, on the images that it was fitted to."""
+    coded: Stored | None = None
+    """What the integers are decoded from, where the weight came as codes."""
 
 
 class Walk:
@@ -65,10 +68,11 @@ class Walk:
         limits: tuple[int, int],
         weights: Weights,
         seed: int,
+        coded: Mapping[str, Stored],
     ) -> None:
         self.graph, self.plan, self.grids, self.limits, self.weights = graph, planned, grids, limits, weights
         self.runner = NodeRunner(model, graph)
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.coded = np.random.default_rng(seed), coded
         self.streams: dict[str, tuple[Batches, Batches]] = {}  # tensor -> (float, quantised before its Q/DQ)
 
     def run(self, images: Batches, track: Callable[[Iterable, str, int], Iterable]) -> dict[str, FittedLayer]:
@@ -132,6 +136,8 @@ class Walk:
 
     def _fit(self, node: onnx.NodeProto, floats: Batches, quants: Batches) -> FittedLayer:
         """Scales and integers; by the weights alone, or with the inputs' second moments where reconstruction is on."""
+        if (fixed := self._decoded(node)) is not None:
+            return fixed
         shape = self.graph.constants[node.input[1]].shape
         target = layer_matrix(node, self.graph.constants[node.input[1]]).astype(np.float64)
         hessian, few = None, 1.0
@@ -141,9 +147,7 @@ class Walk:
             target = least_squares_target(target, hessian, cross, TRUST * few)
         scales = self._scales(target, hessian)
         bias = self._bias(node, target.shape[0] * target.shape[1])
-        floor = np.zeros(scales.shape)
-        if self.weights.floor and bias is not None:
-            floor = bias_floor(bias, self.grids[node.input[0]].scale[0]).reshape(scales.shape)
+        floor = self._floor(node, bias, scales.size).reshape(scales.shape)
         raised = np.flatnonzero(floor > scales)
         scales = np.maximum(scales, floor).astype(np.float32).astype(np.float64)
         if hessian is None:
@@ -152,6 +156,24 @@ class Walk:
             integers = gptq(target, scales, hessian, to_integers(self.weights.high), DAMP * few)
         stored = layer_weight(node, integers.astype(np.int8), shape)
         return FittedLayer(stored, scales.ravel().astype(np.float32), bias, tuple(raised.tolist()))
+
+    def _decoded(self, node: onnx.NodeProto) -> FittedLayer | None:
+        """The layer with the codes that its weight has; None where it has none or they do not fit the target."""
+        form = self.coded.get(node.input[1])
+        form = form.in_int8(self.weights.high) if form is not None and channel_axis(node) == 0 else None
+        if form is None or form.factor is None:
+            return None
+        bias = self._bias(node, form.shape[0])
+        if (self._floor(node, bias, form.shape[0]) > form.factor).any():
+            return None
+        integers = form.table[form.codes].reshape(form.shape)
+        return FittedLayer(integers, form.factor, bias, (), coded=form)
+
+    def _floor(self, node: onnx.NodeProto, bias: np.ndarray | None, channels: int) -> np.ndarray:
+        """The least scale of each channel's weights (C_out,)."""
+        if not self.weights.floor or bias is None:
+            return np.zeros(channels)
+        return bias_floor(bias, self.grids[node.input[0]].scale[0])
 
     def _scales(self, target: np.ndarray, hessian: np.ndarray | None) -> np.ndarray:
         if self.weights.scale == "max":

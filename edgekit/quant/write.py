@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.errors import BadInput
+from edgekit.onnx_codes import decoding
 from edgekit.quant.graph import Graph, Plan, channel_axis
 from edgekit.quant.grid import Grid
 from edgekit.quant.walk import FittedLayer
@@ -105,13 +106,22 @@ class _Writer:
         fitted, name = self.layers[node.name], self._free(node.input[1])
         axis = channel_axis(node)
         scale = self._constant(f"{name}.scale", fitted.scales)
-        integers = self._constant(f"{name}.int8", fitted.integers)
+        integers = self._integers(name, fitted)
         zero = self._constant(f"{name}.zero_point", np.zeros(len(fitted.scales), np.int8))
         changed.input[1] = f"{name}.dequantised"
         self._dequantise(helper, [integers, scale, zero], changed.input[1], axis)
         if fitted.bias is not None:
             del changed.input[2:]
             changed.input.append(self._bias(helper, node, name, fitted))
+
+    def _integers(self, name: str, fitted: FittedLayer) -> str:
+        """The name of a layer's int8 weight: a constant, or decoded from codes."""
+        if fitted.coded is None:
+            return self._constant(f"{name}.int8", fitted.integers)
+        nodes = decoding(self.proto, name, fitted.coded)
+        self.nodes += nodes
+        self.taken.add(f"{name}.int8")
+        return nodes[-1].output[0]
 
     def _bias(self, helper: Any, node: onnx.NodeProto, weight: str, fitted: FittedLayer) -> str:
         """The name of the bias, in float or as int32 steps of s_x · s_w."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from pydantic import ConfigDict
 from edgekit.context import RewriteContext
 from edgekit.data import Samples
 from edgekit.errors import BadInput, NothingChanged
+from edgekit.onnx_codes import Stored, put_back, taken_out
 from edgekit.quant.calibrate import Seen, batch_size, check_images, observed, whole
 from edgekit.quant.equalise import absorbed, equalised
 from edgekit.quant.graph import Graph, Plan, is_layer, plan, prepared
@@ -135,7 +136,10 @@ class Int8:
             raise BadInput("int8: the graph is quantised already; give the float file")
         if any(init.data_type == onnx.TensorProto.FLOAT16 for init in model.graph.initializer):
             raise BadInput("int8: the graph has float16 weights; give the float32 file")
-        wanted, model = scheme(ctx.target.name), prepared(model)
+        bare, coded = taken_out(model)
+        if coded and (self.equalise or self.absorb):
+            raise BadInput("int8: equalise and absorb change weights, and this network keeps them as codes; switch off")
+        wanted, model = scheme(ctx.target.name), prepared(put_back(bare, coded, decode=True))
         graph = Graph(model)
         kept = _matching(self.in_float, graph)
         planned = plan(graph, wanted, kept)
@@ -143,13 +147,13 @@ class Int8:
         grids = _grids(found, planned, self.ranges, wanted)
         spread = {name: seen.spread(self.ranges, wanted.symmetric) for name, seen in found.items()}
         _log_ranges(found, grids, spread, wanted, ctx)
-        layers = self._fitted(model, planned, grids, wanted, ctx)
+        layers = self._fitted(model, planned, grids, wanted, ctx, coded)
         gains: dict[str, float] = {}
         if self.least_db:
             gains, more = self._sensitive(model, grids, layers, wanted, ctx)
             planned = plan(graph, wanted, kept | set(more))
             grids = {name: grids[name] for name in planned.tensors}
-            layers = self._fitted(model, planned, grids, wanted, ctx) if more else layers
+            layers = self._fitted(model, planned, grids, wanted, ctx, coded) if more else layers
         samples = ctx.data.role("calibrate").subset(self.images, ctx.seed) if ctx.data else None
         return Fitted(model, planned, grids, layers, wanted, spread, gains, samples)
 
@@ -200,8 +204,9 @@ class Int8:
         return ctx.track(whole(ctx.calibration(self.images, size), size), label, -(-self.images // size))
 
     def _fitted(
-        self, model: onnx.ModelProto, planned: Plan, grids: dict[str, Grid], wanted: Scheme, ctx: RewriteContext
-    ) -> dict[str, FittedLayer]:
+        self, model: onnx.ModelProto, planned: Plan, grids: dict[str, Grid], wanted: Scheme, ctx: RewriteContext,
+        coded: dict[str, Stored],
+    ) -> dict[str, FittedLayer]:  # fmt: skip
         needs_images = self.bias_correction or self.reconstruct != "none"
         images = min(self.images, self.fit_images) if needs_images else 0
         size = batch_size(model)
@@ -209,9 +214,9 @@ class Int8:
         weights = Weights(
             wanted.weight_max, self.weight_scale, self.reconstruct, self.bias_correction, not wanted.float_bias
         )
-        walk = Walk(model, Graph(model), planned, grids, wanted.activation_range, weights, ctx.seed)
+        walk = Walk(model, Graph(model), planned, grids, wanted.activation_range, weights, ctx.seed, coded)
         layers = walk.run(batches, ctx.track)
-        _log_layers(layers, self, images, ctx)
+        _log_layers(layers, self, images, ctx, coded)
         return layers
 
 
@@ -278,7 +283,9 @@ def _weight_grids(layers: dict[str, FittedLayer]) -> dict[str, Grid]:
     return {name: Grid(tuple(layer.scales.tolist()), 0, 0, True) for name, layer in layers.items()}
 
 
-def _log_layers(layers: dict[str, FittedLayer], settings: Int8, images: int, ctx: RewriteContext) -> None:
+def _log_layers(
+    layers: dict[str, FittedLayer], settings: Int8, images: int, ctx: RewriteContext, coded: Collection[str]
+) -> None:
     corrected = "biases corrected" if settings.bias_correction else "biases as they were"
     ctx.log(
         f"int8: {len(layers)} layers, scales by {settings.weight_scale}, reconstruction {settings.reconstruct}, "
@@ -293,6 +300,9 @@ def _log_layers(layers: dict[str, FittedLayer], settings: Int8, images: int, ctx
             + ", ".join(f"{name} {measured[name]:.1f} dB" for name in worst)
             + f"; the last, {last}, {measured[last]:.1f} dB"
         )
+    if coded:
+        kept = sum(layer.coded is not None for layer in layers.values())
+        ctx.log(f"int8: {kept} of {len(coded)} coded weights stay codes of int8; the others are quantised anew")
     for name, layer in layers.items():
         if layer.raised:
             channels = _listed(layer.raised)
