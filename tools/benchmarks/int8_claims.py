@@ -63,9 +63,9 @@ def by_pictures(better: Rows, worse: Rows) -> dict[str, float]:
 
 
 def by_folds(values: Sequence[float]) -> dict[str, float]:
-    """Mean and Student's 95 % interval."""
+    """Mean and Student's 95 % interval; of one value it is that value."""
     mean = float(np.mean(values))
-    half = STUDENT[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.inf
+    half = STUDENT[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return {"mean": mean, "low": mean - half, "high": mean + half, "level": 0.95, "n": len(values)}
 
 
