@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,20 @@ def layers_to_code(module: nn.Module, exclude: Sequence[str], name: str) -> list
         BadInput: a glob matches no layer, or a layer cannot be coded.
     """
     layers = [path for path, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    for pattern in exclude:
-        if not fnmatch.filter(layers, pattern):
-            raise BadInput(f"{name}: exclude = {pattern!r} matches no layer")
-    kept = [path for path in layers if not any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude)]
+    kept = without(layers, exclude, name, "layer")
     for path in kept:
         if not bool(torch.isfinite(codable(module, path, name).weight).all()):
             raise BadInput(f"{name}: the weight of {path} is not finite")
     return kept
+
+
+def without(names: Iterable[str], exclude: Sequence[str], where: str, what: str) -> list[str]:
+    """The names that no glob of `exclude` matches. Raises BadInput for a glob that matches none of them."""
+    every = list(names)
+    for pattern in exclude:
+        if not fnmatch.filter(every, pattern):
+            raise BadInput(f"{where}: exclude = {pattern!r} matches no {what}")
+    return [name for name in every if not any(fnmatch.fnmatch(name, pattern) for pattern in exclude)]
 
 
 def code_layers(net: Net, ctx: PassContext, names: Sequence[str], images: int, coder: Coder) -> Net:
@@ -92,24 +98,28 @@ def _fit_in_order(
         for number, layer in enumerate(ctx.track(walk.layers, "coding layers", len(walk.layers))):
             name = layer.weight.removesuffix(".weight")
             if name in names and columns_of(state[layer.weight]) <= WIDEST:
-                codes[name] = _fit(walk, layer, name, state, ctx.seed + number, coder)
+                codes[name], _ = fit_layer(walk, layer, state, ctx.seed + number, coder)
     for name in [name for name in names if name not in codes]:
         ctx.log(f"{name}: coded by its weights alone, {walk.left.get(f'{name}.weight', 'a row of it is too long')}")
 
 
-def _fit(walk: Walk, layer: Layer, name: str, state: dict[str, torch.Tensor], seed: int, coder: Coder) -> Codes:
-    weight, bias = state[layer.weight], state.get(f"{name}.bias")
-    moments = layer_moments(walk, layer, weight, None, bias is not None or layer.norm is not None, seed)
+def fit_layer(
+    walk: Walk, layer: Layer, state: dict[str, torch.Tensor], seed: int, coder: Coder
+) -> tuple[Codes, list[str]]:
+    """The codes of a layer, and the name of the bias or norm's mean that took the shift; `state` gets what both say."""
+    name = layer.weight.removesuffix(".weight")
+    weight, bias, mean = state[layer.weight], f"{name}.bias", str(layer.norm.args[3].param) if layer.norm else None
+    shifted = [key for key in (bias, mean) if key in state][:1]
+    moments = layer_moments(walk, layer, weight, None, bool(shifted), seed)
     shape = moments.cross.shape
     target = moments.solve(weight.reshape(shape).double(), RIDGE)
-    codes = coder(name, target.numpy(), moments.square.numpy(), moments.scarcity)
-    weight.copy_(dataclasses.replace(codes, shape=tuple(weight.shape)).decode())
+    found = coder(name, target.numpy(), moments.square.numpy(), moments.scarcity)
+    codes = dataclasses.replace(found, shape=tuple(weight.shape))
+    weight.copy_(codes.decode())
     shift = moments.shift(weight.reshape(shape).double())
-    if bias is not None:
-        bias.copy_(shift)
-    elif layer.norm is not None:
-        state[str(layer.norm.args[3].param)].sub_(shift)
-    return codes
+    for key in shifted:
+        state[key].copy_(shift if key == bias else state[key] - shift)
+    return codes, [str(key) for key in shifted]
 
 
 def matrix(module: nn.Module, name: str) -> np.ndarray:

@@ -6,7 +6,6 @@ Nothing is trained here: `finetune` or `distil` after it does.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from edgekit.errors import BadInput
 from edgekit.graph import trace
 from edgekit.net import Net
 from edgekit.parity import decibels
+from edgekit.passes.coding import without
 from edgekit.shift.edit import ShiftWeight, parametrisation
 
 
@@ -59,12 +59,9 @@ class Shift:
 
     def _layers(self, net: Net, ctx: PassContext) -> list[str]:
         found = _weighted(net.module)
-        for pattern in self.exclude:
-            if not fnmatch.filter(found, pattern):
-                raise BadInput(f"shift: exclude = {pattern!r} matches no convolution or linear layer")
+        left = without(found, self.exclude, "shift", "convolution or linear layer")
         run = [op.layer for op in trace(net.module, ctx.input.shape).ops if op.layer in found]
         ends = set() if self.ends else {run[0], run[-1]} if run else set()
-        left = [name for name in found if not any(fnmatch.fnmatch(name, glob) for glob in self.exclude)]
         if not (layers := [name for name in left if name not in ends]):
             raise BadInput("shift: no layer is left to code; exclude fewer, or write ends = true")
         return layers

@@ -8,7 +8,6 @@ one pair of channels, and a chunk of m numbers of a 1×1 convolution or linear l
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections import Counter
 from typing import Annotated, Literal
 
@@ -21,6 +20,7 @@ from edgekit.context import PassContext
 from edgekit.errors import BadInput
 from edgekit.graph import trace
 from edgekit.net import Net
+from edgekit.passes.coding import without
 
 Kind = Literal["conv", "pointwise", "depthwise", "linear"]
 Count = Annotated[int, Ge(1)]
@@ -83,10 +83,7 @@ class Subvectors:
     def _excluded(self, module: nn.Module, names: list[str], method: str) -> set[str]:
         if self.exclude is None:
             return set([name for name in names if isinstance(module.get_submodule(name), nn.Conv2d)][:1])
-        for pattern in self.exclude:
-            if not fnmatch.filter(names, pattern):
-                raise BadInput(f"{method}: exclude = {pattern!r} matches no convolution or linear layer")
-        return {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in self.exclude)}
+        return set(names) - set(without(names, self.exclude, method, "convolution or linear layer"))
 
     def _layer(self, module: nn.Module, name: str, method: str, projected: bool) -> Layer:
         layer = codable(module, name, method, projected=projected)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from edgekit.coded import Codes
@@ -30,17 +31,16 @@ from edgekit.context import PassContext
 from edgekit.errors import BadInput
 from edgekit.net import Net
 from edgekit.parity import decibels
+from edgekit.passes.coding import fit_layer
 from edgekit.passes.reconstruct.walk import Layer as Place
 from edgekit.passes.reconstruct.walk import Walk
-from edgekit.passes.reconstruct.windows import WIDEST, columns_of, layer_moments
+from edgekit.passes.reconstruct.windows import WIDEST, columns_of
 from edgekit.passes.vq.kmeans import kmeans
 from edgekit.passes.vq.plain import Prepare
 from edgekit.passes.vq.subvectors import Count, Layer, chunks
 
 DAMP = 1e-3
 """Share of the mean of diag G added to it: directions that the images do not show count a little."""
-RIDGE = 0.5
-"""λ of the fit: a few images say only so much about how a layer makes up for those before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,21 +93,17 @@ class EM:
         ctx: PassContext,
     ) -> list[str]:
         """Put the layer's codes into `found`, and into `state` its weight and the bias or mean whose name is given."""
-        weight, bias, seed = state[place.weight], f"{layer.name}.bias", ctx.seed + len(found)
-        mean = str(place.norm.args[3].param) if place.norm else None
-        shifts = [name for name in (bias, mean) if name in state][:1]
-        moments = layer_moments(walk, place, weight, None, bool(shifts), seed)
-        target = moments.solve(weight.reshape(moments.cross.shape).double(), RIDGE)
-        square = moments.square.float()
-        codes = self._fit(prepare(layer, chunks(target, layer.m)), square, layer, seed)
-        left_db = decibels(lost(target.float(), square), lost(target.float() - codes.decode(), square))
-        ctx.log(f"vq: {layer.name} keeps {left_db:.1f} dB of its outputs on the images")
-        found[layer.name] = dataclasses.replace(codes, shape=tuple(weight.shape))
-        weight.copy_(found[layer.name].decode())
-        shift = moments.shift(weight.reshape(moments.cross.shape).double())
-        for name in shifts:
-            state[name].copy_(shift if name == bias else state[name] - shift)
-        return shifts
+        seed = ctx.seed + len(found)
+
+        def coder(_name: str, weight: np.ndarray, hessian: np.ndarray | None, _few: float) -> Codes:
+            target, square = torch.from_numpy(weight), torch.from_numpy(hessian).float()
+            codes = self._fit(prepare(layer, chunks(target, layer.m)), square, layer, seed)
+            left_db = decibels(lost(target.float(), square), lost(target.float() - codes.decode(), square))
+            ctx.log(f"vq: {layer.name} keeps {left_db:.1f} dB of its outputs on the images")
+            return codes
+
+        found[layer.name], shifted = fit_layer(walk, place, state, seed, coder)
+        return shifted
 
     def _fit(self, points: torch.Tensor, square: torch.Tensor, layer: Layer, seed: int) -> Codes:
         """Codes of points that stand for a weight of (G, O, K), by E x xᵀ (G, K, K)."""
