@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import onnx
 
 Shape = tuple[int, ...]
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ACTIVATIONS = frozenset("Relu Clip LeakyRelu PRelu Sigmoid HardSigmoid HardSwish Tanh Gelu Mul".split())
 
 
@@ -32,7 +33,7 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
         for name in node.input:
             readers.setdefault(name, []).append(node.op_type)
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"):
+        if node.op_type not in (*LAYERS, "BatchNormalization"):
             continue
         own = {name for name in node.input if name in weights} - counted
         counted |= own
@@ -46,6 +47,23 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
         is_conv = node.op_type.startswith("Conv")
         cost["cio_paper"] += elements if is_conv and not _only_samples(node, x, readers) else 0
     return cost
+
+
+def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
+    """The MACs at batch 1 of every convolution and product by its name, of float and quantised files.
+
+    Raises:
+        BadInput: shape inference leaves the shape of one unknown.
+    """
+    shapes = shapes_at_batch_1(model)
+    weights = {init.name: tuple(init.dims) for init in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in LAYERS]
+    return {
+        node.name: _macs(
+            node, *(_known(shapes, name, node) for name in (node.input[0], node.output[0])), shapes, weights
+        )
+        for node in layers
+    }
 
 
 def shapes_at_batch_1(model: onnx.ModelProto) -> dict[str, Shape]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekit.errors import BadInput
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +121,8 @@ def version() -> str:
     return ort.__version__
 
 
-def executed_ops(model: Path | bytes) -> dict[str, int]:
-    """How often each operator stands in the graph that ONNX Runtime really runs, e.g. QLinearConv."""
-    import collections
+def optimised(model: Path | bytes) -> onnx.ModelProto:
+    """The graph that ONNX Runtime really runs, with its own operators."""
     import tempfile
 
     import onnx
@@ -131,8 +133,14 @@ def executed_ops(model: Path | bytes) -> dict[str, int]:
         options.log_severity_level = 3
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, ["CPUExecutionProvider"])
-        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
-    return dict(collections.Counter(node.op_type for node in optimised.graph.node))
+        return onnx.load(options.optimized_model_filepath, load_external_data=False)
+
+
+def executed_ops(model: Path | bytes) -> dict[str, int]:
+    """How often each operator stands in the graph that ONNX Runtime really runs, e.g. QLinearConv."""
+    import collections
+
+    return dict(collections.Counter(node.op_type for node in optimised(model).graph.node))
 
 
 def int8_convs(model: Path | bytes) -> int:

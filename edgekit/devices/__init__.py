@@ -1,0 +1,1 @@
+"""Devices that files run on: what is known of their boards, and the way there."""

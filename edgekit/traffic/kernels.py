@@ -1,0 +1,162 @@
+"""In which order ONNX Runtime's CPU kernels go through their tensors, as accesses to parts of them.
+
+Float convolutions work on channels in blocks (layout NCHWc). They compute 32 output channels at once, so the input is
+gone through once for every 32 of them, and
+
+    pointwise   goes through all positions for 128 input channels at a time, adding to the outputs;
+    dense       goes through all rows for 8 input channels at a time, adding to the outputs;
+    depthwise   goes through every channel once.
+
+An activation other than ReLU goes through the outputs once more. int8 convolutions work on channels last. They go
+through positions in at most five parts and of each part 240 at a time, and for each of these through all weights, 16
+output channels at a time. Where the channels are no multiple of what the kernel wants (8 out, 4 in; 16 of a depthwise
+one), the window is unfolded into a buffer and the sums go through another of int32. Windows are found by a table of
+pointers, 8 bytes for each of their elements and positions.
+
+Everything else goes through its inputs and outputs side by side, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from edgekit.traffic.cache import BLOCK_BYTES, Layout, Span
+from edgekit.traffic.fused import Group
+
+SET, LANES, BATCH = 32, 8, 128
+"""Output channels computed at once, channels of a block, input channels of one pass of a pointwise convolution."""
+TASKS, POSITIONS, CHANNELS = 5, 240, 16
+"""Of an int8 convolution: parts of the output, positions of one pass, output channels at once."""
+POINTER_BYTES, SUM_BYTES = 8, 4
+
+
+def accesses(group: Group, layout: Layout) -> Iterator[Span]:
+    """What a group goes through, in order."""
+    inputs = [layout.span(tensor, "input") for tensor in group.inputs]
+    outputs = [layout.span(tensor, "output") for tensor in group.outputs]
+    weights = [layout.span(tensor, "weights") for tensor in group.weights]
+    if group.is_conv and inputs and weights:
+        conv = Convolution(group, inputs[0], weights[0], outputs[0], layout.scratch)
+        if len(inputs) > 1 and inputs[1].address != outputs[0].address:  # a sum that is added to is copied first
+            yield from stream([inputs[1], outputs[0]])
+        yield from stream(weights[1:])  # bias and scales
+        yield from conv.accesses()
+    else:
+        yield from stream([*inputs, *weights, *outputs])
+
+
+def stream(spans: list[Span]) -> Iterator[Span]:
+    """All of them side by side, from begin to end."""
+    count = _steps(max((span.size_bytes for span in spans), default=0))
+    for index in range(count):
+        for span in spans:
+            yield span.part(index, count)
+
+
+def _steps(size_bytes: int) -> int:
+    return max(1, size_bytes // BLOCK_BYTES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A convolution at batch 1 of input x, weights w and output y; scratch memory begins at an address."""
+
+    group: Group
+    x: Span
+    w: Span
+    y: Span
+    scratch: int
+
+    def accesses(self) -> Iterator[Span]:
+        if self.group.kind == "QLinearConv":
+            return self._int8()
+        if self.group.is_depthwise:
+            return self._depthwise()
+        return self._pointwise() if self.group.kernel == 1 and not self.group.strided else self._dense()
+
+    @property
+    def _channels(self) -> tuple[int, int]:
+        return self.group.inputs[0].shape[1], self.group.outputs[0].shape[1]
+
+    def _depthwise(self) -> Iterator[Span]:
+        planes = max(1, self._channels[1] // LANES)
+        for index in range(planes):
+            yield self.w.part(index, planes)
+            yield from stream([self.x.part(index, planes), self.y.part(index, planes)])
+
+    def _pointwise(self) -> Iterator[Span]:
+        channels, filters = self._channels
+        sets, batches = math.ceil(filters / SET), math.ceil(channels / BATCH)
+        for chosen in range(sets):
+            y = self.y.part(chosen, sets)
+            for batch in range(batches):
+                yield self.w.part(chosen, sets).part(batch, batches)
+                yield from self._planes(self.x.part(batch, batches), max(1, channels // batches // LANES), y)
+            yield from self._activated(y)
+
+    def _dense(self) -> Iterator[Span]:
+        channels, filters = self._channels
+        lanes = LANES if channels % LANES == 0 else channels
+        groups = self.group.groups
+        sets, passes = math.ceil(filters / groups / SET), max(1, channels // groups // lanes)
+        for number in range(groups):
+            x, w, y = (span.part(number, groups) for span in (self.x, self.w, self.y))
+            for chosen in range(sets):
+                for index in range(passes):
+                    yield w.part(chosen, sets).part(index, passes)
+                    yield from self._planes(x.part(index, passes), 1, y.part(chosen, sets))
+                yield from self._activated(y.part(chosen, sets))
+
+    def _planes(self, x: Span, planes: int, y: Span) -> Iterator[Span]:
+        """All positions, row by row, in every plane of both."""
+        outs = max(1, SET // LANES)
+        count = min(self.group.outputs[0].shape[2], _steps(max(x.size_bytes // planes, y.size_bytes // outs)))
+        for row in range(count):
+            for plane in range(planes):
+                yield x.part(plane, planes).part(row, count)
+            for plane in range(outs):
+                yield y.part(plane, outs).part(row, count)
+
+    def _activated(self, y: Span) -> Iterator[Span]:
+        if self.group.attributes.get("activation", b"Relu") != b"Relu":
+            yield y
+
+    # int8
+
+    @property
+    def _symmetric(self) -> bool:
+        """Whether the kernel takes the tensors as they are, without unfolding."""
+        channels, filters = self.group.inputs[0].shape[-1], self.group.outputs[0].shape[-1]
+        if self.group.is_depthwise:
+            return filters % 16 == 0
+        return self.group.groups == 1 and channels % 4 == 0 and filters % 8 == 0 and filters >= CHANNELS
+
+    def _int8(self) -> Iterator[Span]:
+        filters = self.group.outputs[0].shape[-1]
+        positions = max(1, self.y.size_bytes // filters)
+        part = min(POSITIONS, math.ceil(positions / TASKS))
+        count = math.ceil(positions / part)
+        sets = 1 if self.group.is_depthwise else math.ceil(filters / CHANNELS)
+        buffers = self._buffers(positions)
+        yield from buffers[:1] if not self._symmetric else ()
+        for index in range(count):
+            yield from (buffer.part(index, count) for buffer in buffers)
+            for chosen in range(sets):
+                yield self.x.part(index, count)
+                yield self.w.part(chosen, sets)
+                yield self.y.part(index, count)
+            yield from (buffer.part(index, count) for buffer in buffers)
+
+    def _buffers(self, positions: int) -> list[Span]:
+        """The table of pointers or the unfolded windows, and the sums in int32, one behind the other."""
+        window = self.group.kernel * self.w.size_bytes // max(1, self.y.size_bytes // positions) // self.group.kernel
+        pointed = self.group.is_depthwise or self._symmetric
+        sizes = []
+        if self.group.kernel > 1 or self.group.strided:
+            sizes.append(positions * (self.group.kernel * POINTER_BYTES if pointed else window * self.group.groups))
+        if not self._symmetric:
+            sizes.append(SUM_BYTES * self.y.size_bytes)
+        begins = [sum(sizes[:index]) for index in range(len(sizes))]
+        return [Span("scratch", self.scratch + begin, size) for begin, size in zip(begins, sizes)]
