@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -62,47 +61,83 @@ class Cache:
 class Layout:
     """Addresses of all tensors: weights each in a place of its own, activations in an arena that is used again.
 
-    The arena is laid out as ONNX Runtime does after its first run: every tensor goes into the smallest gap that holds
-    it among those alive; kernels that may write over their input do.
+    The arena is laid out as ONNX Runtime does. Where the shapes are known before the first run, a kernel that may writes
+    over its input, and a result takes the memory of a dead one of the same size. What is left goes into the smallest gap
+    that holds it among the buffers alive, where a buffer that was taken again counts as alive all the while. Scratch
+    memory comes from an allocator that keeps sizes apart, so buffers of another power of two lie elsewhere.
     """
 
     def __init__(self, groups: list[Group]) -> None:
-        self._end = 0
         self.places: dict[str, int] = {}
-        self._arena(groups)
-        self.scratch, self.runtime = self._beyond(2**34), self._beyond(2**34)
-        for group in groups:
-            for tensor in group.weights:
-                self.places.setdefault(tensor.name, self._beyond(tensor.size_bytes))
+        self._end = 0
+        for tensor in (*_given(groups), *(weight for group in groups for weight in group.weights)):
+            if tensor.name not in self.places:
+                self.places[tensor.name] = self._beyond(tensor.size_bytes)
+        self._scratch, self.runtime, arena = (self._beyond(2**36) for _ in range(3))
+        buffers = _buffers(groups)
+        offsets = _packed(list({id(buffer): buffer for buffer in buffers.values()}.values()))
+        self.places |= {name: arena + offsets[id(buffer)] for name, buffer in buffers.items()}
 
     def span(self, tensor: Tensor, role: str) -> Span:
         return Span(role, self.places[tensor.name], tensor.size_bytes)
+
+    def scratch(self, size_bytes: int) -> Span:
+        return Span("scratch", self._scratch + (1 << size_bytes.bit_length()), size_bytes)
 
     def _beyond(self, size_bytes: int) -> int:
         address, self._end = self._end, self._end + _aligned(size_bytes)
         return address
 
-    def _arena(self, groups: list[Group]) -> None:
-        last = {tensor.name: place for place, group in enumerate(groups) for tensor in group.inputs}
-        taken: list[tuple[int, int, str]] = []  # (address, end, name) of what is alive, in order
-        held: dict[str, str] = {}  # tensor -> the one whose memory it shares
-        ends: dict[str, int] = {}
-        for place, group in enumerate(groups):
-            for tensor in group.inputs:
-                if tensor.name not in self.places:  # the network's input, which the caller holds
-                    self.places[tensor.name] = 2**40
-            for index, tensor in enumerate(group.outputs):
-                over = _written_over(group, tensor, last, place) if index == 0 else None
-                if over is not None and over.name in held:
-                    held[tensor.name] = held[over.name]
-                    self.places[tensor.name] = self.places[over.name]
-                else:
-                    held[tensor.name] = tensor.name
-                    self.places[tensor.name] = _fit(taken, _aligned(tensor.size_bytes), tensor.name)
-                owner = held[tensor.name]
-                ends[owner] = max(ends.get(owner, 0), last.get(tensor.name, place))
-            self._end = max(self._end, max((end for _, end, _ in taken), default=0))
-            taken = [item for item in taken if ends[item[2]] > place]
+
+@dataclasses.dataclass
+class Buffer:
+    """Memory of the arena, from the group that first fills it to the one that reads it last."""
+
+    size_bytes: int
+    planned: bool
+    begin: int
+    end: int
+
+
+def _given(groups: list[Group]) -> list[Tensor]:
+    """What the caller holds: activations that no group makes."""
+    made = {tensor.name for group in groups for tensor in group.outputs}
+    return [tensor for group in groups for tensor in group.inputs if tensor.name not in made]
+
+
+def _buffers(groups: list[Group]) -> dict[str, Buffer]:
+    """The buffer of every result."""
+    last = {tensor.name: place for place, group in enumerate(groups) for tensor in group.inputs}
+    found: dict[str, Buffer] = {}
+    free: list[Buffer] = []
+    for place, group in enumerate(groups):
+        for index, tensor in enumerate(group.outputs):
+            over = _written_over(group, tensor, last, place) if index == 0 else None
+            buffer = found.get(over.name) if over is not None else None
+            if buffer is None and tensor.planned:
+                buffer = next((item for item in reversed(free) if item.size_bytes == tensor.size_bytes), None)
+                free = [item for item in free if item is not buffer]
+            buffer = buffer or Buffer(tensor.size_bytes, tensor.planned, place, place)
+            buffer.end = max(buffer.end, last.get(tensor.name, place))
+            found[tensor.name] = buffer
+        touched = {id(item): item for item in (found.get(t.name) for t in (*group.inputs, *group.outputs)) if item}
+        free += [item for item in touched.values() if item.planned and item.end == place and item not in free]
+    return found
+
+
+def _packed(buffers: list[Buffer]) -> dict[int, int]:
+    """Where each buffer begins: in the smallest gap among those alive with it, or behind them."""
+    offsets: dict[int, int] = {}
+    for buffer in buffers:
+        alive = [item for item in buffers if id(item) in offsets and item.end >= buffer.begin]
+        address, best, at = 0, None, None
+        for begin, size in sorted((offsets[id(item)], _aligned(item.size_bytes)) for item in alive):
+            gap = begin - address
+            if gap >= _aligned(buffer.size_bytes) and (best is None or gap < best):
+                best, at = gap, address
+            address = max(address, begin + size)
+        offsets[id(buffer)] = address if at is None else at
+    return offsets
 
 
 def _aligned(size_bytes: int) -> int:
@@ -114,17 +149,5 @@ def _written_over(group: Group, output: Tensor, last: dict[str, int], place: int
     if group.kind in HERE:
         return group.inputs[0] if group.inputs else None
     added = group.inputs[1:] if group.is_conv else group.inputs if group.kind in IN_PLACE else ()
-    same = (tensor for tensor in added if tensor.size_bytes == output.size_bytes and last[tensor.name] == place)
-    return next(same, None)
-
-
-def _fit(taken: list[tuple[int, int, str]], size: int, name: str) -> int:
-    """The address of the smallest gap of that size, or behind all; notes it as taken."""
-    address, best, at = 0, None, 0
-    for begin, end, _ in taken:
-        if begin - address >= size and (best is None or begin - address < best):
-            best, at = begin - address, address
-        address = max(address, end)
-    at = address if best is None else at
-    bisect.insort(taken, (at, at + size, name))
-    return at
+    dead = (tensor for tensor in added if last[tensor.name] == place and tensor.planned and output.planned)
+    return next((tensor for tensor in dead if tensor.size_bytes == output.size_bytes), None)

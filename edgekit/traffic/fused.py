@@ -24,12 +24,17 @@ INTERIM = re.compile(r"(_nchwc|_token_\d+|_nhwc)$")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of the graph. `constant` ones are weights, as the runtime holds them after loading: decoded, padded."""
+    """A tensor of the graph. `constant` ones are weights, as the runtime holds them after loading: decoded, padded.
+
+    `planned` says that the runtime knew the shape when it laid out its memory. It does not of results of its own
+    operators; such a tensor shares no memory.
+    """
 
     name: str
     shape: tuple[int, ...]
     item_bytes: int
     constant: bool
+    planned: bool = True
 
     @property
     def size_bytes(self) -> int:
@@ -140,8 +145,9 @@ def _activations(model: onnx.ModelProto) -> list[Tensor]:
     session = onnxruntime.load(seen.SerializeToString(), threads=1, optimise=False)
     given = noise(session, 1)
     values = session.raw.run(names, {session.name: given})
-    pairs = [(session.name, given), *zip(names, values)]
-    return [Tensor(name, value.shape, value.itemsize, False) for name, value in pairs]
+    planned = {value.name for value in model.graph.value_info if value.type.tensor_type.HasField("shape")}
+    results = [Tensor(name, value.shape, value.itemsize, False, name in planned) for name, value in zip(names, values)]
+    return [Tensor(session.name, given.shape, given.itemsize, False), *results]
 
 
 class _Layers:

@@ -38,7 +38,7 @@ def accesses(group: Group, layout: Layout) -> Iterator[Span]:
     outputs = [layout.span(tensor, "output") for tensor in group.outputs]
     weights = [layout.span(tensor, "weights") for tensor in group.weights]
     if group.is_conv and inputs and weights:
-        conv = Convolution(group, inputs[0], weights[0], outputs[0], layout.scratch)
+        conv = Convolution(group, inputs[0], weights[0], outputs[0], layout)
         if len(inputs) > 1 and inputs[1].address != outputs[0].address:  # a sum that is added to is copied first
             yield from stream([inputs[1], outputs[0]])
         yield from stream(weights[1:])  # bias and scales
@@ -61,13 +61,13 @@ def _steps(size_bytes: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A convolution at batch 1 of input x, weights w and output y; scratch memory begins at an address."""
+    """A convolution at batch 1 of input x, weights w and output y."""
 
     group: Group
     x: Span
     w: Span
     y: Span
-    scratch: int
+    layout: Layout
 
     def accesses(self) -> Iterator[Span]:
         if self.group.kind == "QLinearConv":
@@ -150,7 +150,7 @@ class Convolution:
             yield from (buffer.part(index, count) for buffer in buffers)
 
     def _buffers(self, positions: int) -> list[Span]:
-        """The table of pointers or the unfolded windows, and the sums in int32, one behind the other."""
+        """The table of pointers or the unfolded windows, and the sums in int32."""
         window = self.group.kernel * self.w.size_bytes // max(1, self.y.size_bytes // positions) // self.group.kernel
         pointed = self.group.is_depthwise or self._symmetric
         sizes = []
@@ -158,5 +158,4 @@ class Convolution:
             sizes.append(positions * (self.group.kernel * POINTER_BYTES if pointed else window * self.group.groups))
         if not self._symmetric:
             sizes.append(SUM_BYTES * self.y.size_bytes)
-        begins = [sum(sizes[:index]) for index in range(len(sizes))]
-        return [Span("scratch", self.scratch + begin, size) for begin, size in zip(begins, sizes)]
+        return [self.layout.scratch(size) for size in sizes]

@@ -1,15 +1,15 @@
 """Modelled memory traffic: the bytes that one inference in ONNX Runtime brings into the last-level cache.
 
-What is counted. Lines filled into the cache, for reads and for writes; a line that is written back is not counted again.
-That is cachegrind's count, so the two can be compared. One inference at batch 1 on one core, after others of the same
-file: what the last one left in the cache is there.
+What is counted. Lines filled into the cache, for reads and for writes; a line that is written back is not counted
+again. That is cachegrind's count, so the two can be compared. One inference at batch 1 on one core, after others of the
+same file: what the last one left in the cache is there.
 
 What is modelled.
   1. The graph as the runtime runs it: its own optimised graph, in its own types. int8 weights are one byte; coded
      weights are decoded when the file is loaded, so they count as what they decode to; a float16 file that the runtime
      computes in float32 counts as float32. A fused group reads its inputs and weights and writes its outputs; what lies
      between the parts of a group never leaves the registers.
-  2. Where tensors lie (cache.py). Activations share an arena, so a result often takes memory that is still in the cache.
+  2. Where tensors lie (cache.py). Activations share an arena, so a result often takes memory that is in the cache still.
   3. In which order a kernel goes through its tensors (kernels.py). Here tiles come in: a convolution goes through its
      input once for each block of output channels, and adds to its output once for each block of input channels. If
      what it comes back to has left the cache by then, it is counted again.
@@ -31,7 +31,7 @@ from edgekit.traffic.cache import Cache, Layout, Span
 from edgekit.traffic.fused import Group
 from edgekit.traffic.kernels import accesses
 
-RUNTIME_BYTES, NODE_BYTES = 24 * 1024, 4 * 1024
+RUNTIME_BYTES, NODE_BYTES = 16 * 1024, 4 * 1024
 """Of the runtime: what every group uses again, and what belongs to one group (its code, its shapes, its pointers)."""
 RESIDENT = 0.1
 """An input of which less was filled than this was resident."""
