@@ -249,6 +249,27 @@ def profile(path: Path, runs: int, threads: int, engine: str | None, as_json: bo
 
 
 @main.command()
+@click.argument("file", type=PATH)
+@click.option("--board", help="Whose caches, bandwidth and peak count, e.g. raspberry_pi_4.")
+@click.option("--llc", metavar="SIZE", help="The last-level cache alone; default: 2MiB.")
+@click.option("--layers", is_flag=True, help="Layer by layer.")
+@click.option("--measure", metavar="PROVIDER", help="Measure it too, by cachegrind, perf or ncu.")
+@json_option
+def traffic(file: Path, board: str | None, llc: str | None, layers: bool, measure: str | None, as_json: bool) -> None:
+    """Show the memory traffic of an ONNX file in three tiers: CIO, modelled bytes, measured bytes.
+
+    \b
+    edgekit traffic model.onnx --board raspberry_pi_4 --layers
+    edgekit traffic model.onnx --llc 512KiB --measure cachegrind
+    """
+    from edgekit import tables
+    from edgekit.traffic.commands import traffic_of
+
+    found = traffic_of(file, board, llc, measure)
+    emit(found) if as_json else tables.show_traffic(found, layers)
+
+
+@main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--gates", "gates_file", type=PATH, required=True, help="TOML of gates.")
 @click.option("--baseline", type=PATH, help="Bundle to compare with; default: the bundle's own uncompressed network.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgekit.errors import BadInput
 from edgekit.onnx_codes import coded_weights
 
@@ -31,7 +33,7 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
     readers: dict[str, list[str]] = {}
     for node in model.graph.node:
         for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
+            readers.setdefault(name, []).append("Relu" if _cuts_below_zero(node, model) else node.op_type)
     for node in model.graph.node:
         if node.op_type not in (*LAYERS, "BatchNormalization"):
             continue
@@ -101,6 +103,17 @@ def _macs(node: onnx.NodeProto, x: Shape, y: Shape, shapes: dict[str, Shape], we
         return math.prod(x) * math.prod(weight[1:])
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     return math.prod(y) * (x[0] if transposed else x[-1])
+
+
+def _cuts_below_zero(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """Whether a node quantises to a range that begins at zero: in a quantised file, a ReLU may live on in that."""
+    from onnx import numpy_helper
+
+    if node.op_type != "QuantizeLinear" or len(node.input) < 3:
+        return False
+    found = next((init for init in model.graph.initializer if init.name == node.input[2]), None)
+    value = None if found is None else numpy_helper.to_array(found)
+    return value is not None and bool((value == np.iinfo(value.dtype).min).all())
 
 
 def _only_samples(node: onnx.NodeProto, x: Shape, readers: dict[str, list[str]]) -> bool:

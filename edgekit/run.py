@@ -39,6 +39,8 @@ from edgekit.rewrites.fold import Fold
 from edgekit.schema import to_json
 from edgekit.shipping import ship
 from edgekit.targets import Target, target
+from edgekit.traffic.fused import fused
+from edgekit.traffic.model import traffic_bytes
 from edgekit.train.settings import Training
 from edgekit.weights import load_exact
 
@@ -360,6 +362,7 @@ def _row(
         "stand_in": runtime.reason,
         **cost,
         "size_bytes": path.stat().st_size,
+        "traffic_model_bytes": traffic_bytes(fused(path)) if wanted.engine == "onnxruntime" else None,
         "metrics": score.metrics,
         "metrics_torch": metrics_torch,
         "n": score.n,

@@ -43,6 +43,38 @@ def show_accelerators(found: dict[str, Any]) -> None:
     print(found["what"])
 
 
+def show_traffic(found: dict[str, Any], layers: bool) -> None:
+    """The three tiers, each in a column of its own: they count different things."""
+    if layers:
+        show_traffic_layers(found["layers"])
+    title = f"{found['file']}, batch 1"
+    made = make("MACs", "CIO", "CIO, HarDNet's", "modelled bytes", "measured bytes", title=title)
+    measured, by = found.get("traffic_measured_bytes"), found.get("measured_by")
+    made.add_row(
+        *(si(found[name]) for name in ("macs", "cio", "cio_paper")),
+        f"{found['traffic_model_bytes'] / 1e6:.2f} MB",
+        "–" if measured is None else f"{measured / 1e6:.2f} MB",
+    )
+    show(made)
+    print(f"last-level cache of {found['llc_bytes'] / 2**20:g} MiB, {found['board'] or 'no board'}, one core")
+    parts = ", ".join(f"{part} {size / 1e6:.2f}" for part, size in found["model_parts"].items())
+    print(f"modelled, MB: {parts}")
+    print(f"measured by {by['provider']}" if by else "measured: no; --measure cachegrind does, in a minute or more")
+
+
+def show_traffic_layers(rows: Sequence[dict[str, Any]]) -> None:
+    made = make("layer", "MACs", "weights", "in", "out", "traffic", "MACs/B", "ms")
+    for row in rows:
+        sizes = [si(row[name]) for name in ("macs", "weights_bytes", "input_bytes", "output_bytes")]
+        sizes[2] += "*" if row["resident"] else ""
+        traffic, least = si(row["traffic_model_bytes"]), row["least_ms"]
+        time = "–" if least is None else f"{least:.3f}{row['bound'][0]}"
+        made.add_row(row["layer"], *sizes, traffic, si(row["macs_per_byte"]), time)
+    show(made)
+    print("bytes of each, and those from memory; * the input was in the cache")
+    print("ms: no less than this on one core, for its peak (c, compute) or bandwidth (m, memory)\n")
+
+
 def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
     """Print a bundle's table and the newest verdicts; returns the exit code of those."""
     verdicts = [gate.Verdict(**item) for item in (bundle.latest("gates") or {}).get("verdicts", [])]

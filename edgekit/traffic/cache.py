@@ -61,10 +61,10 @@ class Cache:
 class Layout:
     """Addresses of all tensors: weights each in a place of its own, activations in an arena that is used again.
 
-    The arena is laid out as ONNX Runtime does. Where the shapes are known before the first run, a kernel that may writes
-    over its input, and a result takes the memory of a dead one of the same size. What is left goes into the smallest gap
-    that holds it among the buffers alive, where a buffer that was taken again counts as alive all the while. Scratch
-    memory comes from an allocator that keeps sizes apart, so buffers of another power of two lie elsewhere.
+    The arena is laid out as ONNX Runtime does. Where shapes are known before the first run, a kernel that may writes
+    over its input, and a result takes the memory of a dead one of the same size. What is left goes into the smallest
+    gap that holds it among the buffers alive, where a buffer that was taken again counts as alive all the while.
+    Scratch memory comes from an allocator that keeps sizes apart: buffers of another power of two lie elsewhere.
     """
 
     def __init__(self, groups: list[Group]) -> None:

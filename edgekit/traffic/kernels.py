@@ -13,7 +13,8 @@ output channels at a time. Where the channels are no multiple of what the kernel
 one), the window is unfolded into a buffer and the sums go through another of int32. Windows are found by a table of
 pointers, 8 bytes for each of their elements and positions.
 
-Everything else goes through its inputs and outputs side by side, once.
+A transposition from channels last to channels first goes through its input once for every few channels (8 of one byte,
+4 of four). Everything else goes through its inputs and outputs side by side, once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SET, LANES, BATCH = 32, 8, 128
 TASKS, POSITIONS, CHANNELS = 5, 240, 16
 """Of an int8 convolution: parts of the output, positions of one pass, output channels at once."""
 POINTER_BYTES, SUM_BYTES = 8, 4
+COLUMNS = {1: 8, 2: 8, 4: 4, 8: 4}
+"""Channels that a transposition writes at once, by the bytes of an element."""
 
 
 def accesses(group: Group, layout: Layout) -> Iterator[Span]:
@@ -43,6 +46,9 @@ def accesses(group: Group, layout: Layout) -> Iterator[Span]:
             yield from stream([inputs[1], outputs[0]])
         yield from stream(weights[1:])  # bias and scales
         yield from conv.accesses()
+    elif group.attributes.get("perm") == [0, 3, 1, 2]:
+        x = group.inputs[0]
+        yield from _columns(inputs[0], outputs[0], math.ceil(x.shape[-1] / COLUMNS[x.item_bytes]))
     else:
         yield from stream([*inputs, *weights, *outputs])
 
@@ -53,6 +59,11 @@ def stream(spans: list[Span]) -> Iterator[Span]:
     for index in range(count):
         for span in spans:
             yield span.part(index, count)
+
+
+def _columns(x: Span, y: Span, passes: int) -> Iterator[Span]:
+    for index in range(passes):
+        yield from stream([x, y.part(index, passes)])
 
 
 def _steps(size_bytes: int) -> int:

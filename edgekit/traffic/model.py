@@ -9,7 +9,7 @@ What is modelled.
      weights are decoded when the file is loaded, so they count as what they decode to; a float16 file that the runtime
      computes in float32 counts as float32. A fused group reads its inputs and weights and writes its outputs; what lies
      between the parts of a group never leaves the registers.
-  2. Where tensors lie (cache.py). Activations share an arena, so a result often takes memory that is in the cache still.
+  2. Where tensors lie (cache.py). Activations share an arena, so a result may take memory that is in the cache still.
   3. In which order a kernel goes through its tensors (kernels.py). Here tiles come in: a convolution goes through its
      input once for each block of output channels, and adds to its output once for each block of input channels. If
      what it comes back to has left the cache by then, it is counted again.
@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from edgekit.devices.boards import DEFAULT
 from edgekit.traffic.cache import Cache, Layout, Span
 from edgekit.traffic.fused import Group
 from edgekit.traffic.kernels import accesses
@@ -73,7 +74,8 @@ def modelled(groups: list[Group], llc_bytes: int) -> list[Row]:
     return [Row(group, cache.filled(_all(place, group, layout))) for place, group in enumerate(groups)]
 
 
-def traffic_bytes(groups: list[Group], llc_bytes: int) -> int:
+def traffic_bytes(groups: list[Group], llc_bytes: int = DEFAULT.llc.size_bytes) -> int:
+    """The traffic of one inference; a bundle's rows hold it for a last-level cache of 2 MiB."""
     return sum(row.traffic_bytes for row in modelled(groups, llc_bytes))
 
 
