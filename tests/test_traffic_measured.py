@@ -1,0 +1,84 @@
+"""Measured traffic: what the programs print is read right, what is missing is explained; one real measurement (slow)."""
+
+import shutil
+
+import pytest
+
+from edgekit.devices.boards import Cache, Caches
+from edgekit.errors import BadInput
+from edgekit.traffic import measured
+from edgekit.traffic.measured import llc_fills, measure, ncu_bytes, perf_bytes
+from tests.onnx_models import array, one
+from tests.test_traffic import saved
+
+CACHEGRIND = """desc: LL cache: 2097152 B, 64 B, 16-way
+events: Ir I1mr ILmr Dr D1mr DLmr Dw D1mw DLmw
+fn=main
+1 10 1 1 4 2 2 3 1 1
+summary: 1000 20 3 400 50 7 300 40 11
+"""
+PERF = """10.5,MiB,uncore_imc_0/cas_count_read/,1000,100.00,,
+2,MiB,uncore_imc_0/cas_count_write/,1000,100.00,,
+0.5,MiB,uncore_imc_1/cas_count_read/,1000,100.00,,
+"""
+NCU = """==PROF== Connected to process 7
+"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","conv","dram__bytes_read.sum","byte","1,024"
+"0","conv","dram__bytes_write.sum","byte","96"
+"1","relu","dram__bytes_read.sum","byte","32"
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    return saved(tmp_path / "relu.onnx", one("Relu", shape=(4, 64, 64)))
+
+
+def test_what_the_programs_print():
+    assert llc_fills(CACHEGRIND, 64) == {"instructions": 3 * 64, "reads": 7 * 64, "writes": 11 * 64}
+    assert perf_bytes(PERF) == {"reads": 11 * 2**20, "writes": 2 * 2**20}
+    assert ncu_bytes(NCU) == {"reads": 1056, "writes": 96}
+
+
+def test_counters_that_may_not_be_read():
+    with pytest.raises(BadInput, match="perf_event_paranoid"):
+        perf_bytes("<not counted>,MiB,uncore_imc_0/cas_count_read/,0,100.00,,\n")
+    with pytest.raises(BadInput, match="NVreg_RestrictProfilingToAdminUsers"):
+        ncu_bytes("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission\n")
+
+
+@pytest.mark.parametrize(
+    ("provider", "said"),
+    [("cachegrind", "apt install valgrind"), ("perf", "apt install linux-perf"), ("ncu", "apt install nsight-compute")],
+)
+def test_a_missing_program_is_named_with_how_to_get_it(file, provider, said, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=f"{provider}: .*{said}"):
+        measure(file, provider)
+
+
+def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/perf")
+    monkeypatch.setattr(measured, "CONTROLLERS", tmp_path)
+    assert "virtual machines hide them" in str(measured.PROVIDERS["perf"].missing())
+
+
+def test_a_cache_that_cachegrind_cannot_simulate(file, monkeypatch):
+    monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/valgrind")
+    with pytest.raises(BadInput, match="no power of two of sets.*such as 2097152"):
+        measure(file, "cachegrind", Caches(Cache(3 * 2**20)))
+
+
+def test_a_program_that_fails_is_quoted(file, monkeypatch):
+    monkeypatch.setattr(measured, "RUNNER", file.with_name("absent.py"))
+    with pytest.raises(BadInput, match=r"failed on .*relu\.onnx.*absent\.py"):
+        measured._run(["env"], file, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
+def test_cachegrind_around_the_runtime(tmp_path):
+    """A depthwise convolution of tensors far larger than the cache: input and output, each once."""
+    model = one("Conv", array(64, 1, 3, 3), shape=(64, 112, 112), kernel_shape=[3, 3], pads=[1] * 4, group=64)
+    found = measure(saved(tmp_path / "conv.onnx", model), "cachegrind", Caches(Cache(2**19)))
+    assert found.parts["reads"] + found.parts["writes"] > 2 * 64 * 112 * 112 * 4
