@@ -1,6 +1,7 @@
-"""The traffic model: closed forms of single groups, properties of the cache and the arena, and what the command says."""
+"""The traffic model: closed forms of groups, properties of the cache and the arena, and what the command says."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -40,10 +41,10 @@ def saved(path, model: onnx.ModelProto):
     return path
 
 
-def chain(*names: str, kind: str = "QuickGelu", size: int = MIB) -> list[Group]:
+def chain(*names: str, kind: str = "Cast", size: int = MIB, planned: bool = True) -> list[Group]:
     """Groups of one input and one output each, of float tensors of `size` bytes."""
-    tensors = [Tensor(name, (1, 1, 1, size // 4), 4, False) for name in names]
-    return [Group(t.name, kind, "", {}, (s,), (), (t,), 0) for s, t in zip(tensors, tensors[1:])]
+    tensors = [Tensor(name, (1, 1, 1, size // 4), 4, False, planned) for name in names]
+    return [Group(t.name, kind, "", {}, (s,), (), (t,), 0) for s, t in itertools.pairwise(tensors)]
 
 
 # The cache
@@ -69,7 +70,7 @@ def test_what_is_alive_at_once_lies_apart(groups, precision):
         made |= {tensor.name: (tensor, place) for tensor in group.outputs}
         needed = [tensor for tensor in group.inputs if tensor.name in made]
         spans = sorted({(layout.places[t.name], t.size_bytes) for t in (*needed, *group.weights)})
-        assert all(address + size <= after for (address, size), (after, _) in zip(spans, spans[1:]))
+        assert all(address + size <= after for (address, size), (after, _) in itertools.pairwise(spans))
 
 
 # Closed forms
@@ -91,10 +92,8 @@ def test_a_result_that_fits_is_resident_for_the_next_group():
 def test_a_kernel_that_may_writes_over_its_input():
     plain, over = (modelled(chain("a", "b", "c", kind=kind), SMALL)[1] for kind in ("Cast", "Relu"))
     assert plain.filled["output"] == MIB and over.filled["output"] == 0
-    named = [
-        dataclasses.replace(g, outputs=(dataclasses.replace(g.outputs[0], planned=False),)) for g in chain("a", "b")
-    ]
-    assert modelled(named, SMALL)[0].filled["output"] == MIB, "not where the runtime does not know the shape"
+    unknown = modelled(chain("a", "b", "c", kind="Relu", planned=False), SMALL)[1]
+    assert unknown.filled["output"] == MIB, "not where the runtime does not know the shape beforehand"
 
 
 def test_a_pointwise_convolution_reads_its_input_once_for_32_output_channels(tmp_path):
@@ -103,7 +102,7 @@ def test_a_pointwise_convolution_reads_its_input_once_for_32_output_channels(tmp
     conv = next(row for row in rows if row.group.is_conv)
     assert conv.group.layer == "conv" and conv.group.op_class == "pointwise"
     assert conv.group.macs == 96 * 16 * 128 * 128
-    assert conv.filled["input"] == 3 * 16 * 128 * 128 * 4
+    assert conv.filled["input"] == pytest.approx(3 * 16 * 128 * 128 * 4, rel=0.01)
     assert conv.filled["output"] == pytest.approx(96 * 128 * 128 * 4, rel=0.01)
     assert 96 * 16 * 4 <= conv.filled["weights"] <= 96 * 16 * 4 + 4 * KIB
 

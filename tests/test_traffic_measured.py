@@ -1,4 +1,4 @@
-"""Measured traffic: what the programs print is read right, what is missing is explained; one real measurement (slow)."""
+"""Measured traffic: what programs print is read right, what is missing is explained; one real measurement (slow)."""
 
 import shutil
 
@@ -53,7 +53,7 @@ def test_counters_that_may_not_be_read():
 )
 def test_a_missing_program_is_named_with_how_to_get_it(file, provider, said, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BadInput, match=f"{provider}: .*{said}"):
+    with pytest.raises(BadInput, match=rf"{provider}: .*{said}"):
         measure(file, provider)
 
 
@@ -65,7 +65,7 @@ def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
 
 def test_a_cache_that_cachegrind_cannot_simulate(file, monkeypatch):
     monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/valgrind")
-    with pytest.raises(BadInput, match="no power of two of sets.*such as 2097152"):
+    with pytest.raises(BadInput, match=r"no power of two of sets.*such as 2097152"):
         measure(file, "cachegrind", Caches(Cache(3 * 2**20)))
 
 
