@@ -61,11 +61,16 @@ def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
     weights = {init.name: tuple(init.dims) for init in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in LAYERS]
     return {
-        node.name: _macs(
+        node_name(node): _macs(
             node, *(_known(shapes, name, node) for name in (node.input[0], node.output[0])), shapes, weights
         )
         for node in layers
     }
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """Strangers' nodes may have no name; their first result has one."""
+    return node.name or node.output[0]
 
 
 def shapes_at_batch_1(model: onnx.ModelProto) -> dict[str, Shape]:

@@ -10,7 +10,7 @@ from edgekit.traffic.fused import Group, Tensor
 
 BLOCK_BYTES = 1024
 """What the cache is filled by. Single lines would give the same within a percent, sixteen times as slowly."""
-ALIGNED = 256
+ALIGNED, SLOT_BYTES = 256, 2**40
 ROLES = ("weights", "input", "output", "scratch", "runtime")
 HERE = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")
 """Results that are the same bytes as the first input."""
@@ -73,7 +73,7 @@ class Layout:
         for tensor in (*_given(groups), *(weight for group in groups for weight in group.weights)):
             if tensor.name not in self.places:
                 self.places[tensor.name] = self._beyond(tensor.size_bytes)
-        self._scratch, self.runtime, arena = (self._beyond(2**36) for _ in range(3))
+        self._scratch, self.runtime, arena = (self._beyond(4 * SLOT_BYTES) for _ in range(3))
         buffers = _buffers(groups)
         offsets = _packed(list({id(buffer): buffer for buffer in buffers.values()}.values()))
         self.places |= {name: arena + offsets[id(buffer)] for name, buffer in buffers.items()}
@@ -81,8 +81,9 @@ class Layout:
     def span(self, tensor: Tensor, role: str) -> Span:
         return Span(role, self.places[tensor.name], tensor.size_bytes)
 
-    def scratch(self, size_bytes: int) -> Span:
-        return Span("scratch", self._scratch + (1 << size_bytes.bit_length()), size_bytes)
+    def scratch(self, size_bytes: int, slot: int) -> Span:
+        """Memory that a kernel asks for while it runs; buffers of different slots are held at the same time."""
+        return Span("scratch", self._scratch + slot * SLOT_BYTES + (1 << size_bytes.bit_length()), size_bytes)
 
     def _beyond(self, size_bytes: int) -> int:
         address, self._end = self._end, self._end + _aligned(size_bytes)

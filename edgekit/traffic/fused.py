@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.engines import noise, onnxruntime
-from edgekit.graph_onnx import layer_macs
+from edgekit.graph_onnx import LAYERS, layer_macs, node_name
 from edgekit.onnx_file import read
 
 if TYPE_CHECKING:
@@ -156,13 +156,20 @@ class _Layers:
     def __init__(self, source: onnx.ModelProto) -> None:
         self._named = {node.name: node for node in source.graph.node}
         self._making = {name: node for node in source.graph.node for name in node.output}
+        self._done: set[str] = set()
 
     def of(self, node: onnx.NodeProto, is_layer: bool) -> str:
-        """A fused node is called by its last part's result; its layer is the one that this result comes from."""
+        """A fused node is called by its last part's result; its layer is the nearest one before that which has no node
+        yet: a sum's other side has run already."""
         name = INTERIM.sub("", node.name.removeprefix("fused "))
-        found = self._making.get(name) or self._named.get(name)
-        found = found or next((self._making[output] for output in node.output if output in self._making), None)
-        while is_layer and found is not None and found.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            makers = [self._making[name] for name in found.input if name in self._making]
-            found = makers[0] if makers else None
-        return found.name if found is not None else node.name or node.op_type
+        ends = [self._making.get(name) or self._named.get(name), *(self._making.get(output) for output in node.output)]
+        found = [end for end in ends if end is not None][:1]
+        if not is_layer:
+            return node_name(found[0] if found else node)
+        for before in found:  # which grows
+            if before.op_type in LAYERS and node_name(before) not in self._done:
+                self._done.add(node_name(before))
+                return node_name(before)
+            makers = (self._making.get(name) for name in before.input)
+            found += [maker for maker in makers if maker is not None and maker not in found]
+        return node_name(node)

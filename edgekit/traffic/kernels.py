@@ -137,20 +137,25 @@ class Convolution:
     # int8
 
     @property
+    def _last(self) -> tuple[int, int]:
+        """Channels of input and output."""
+        axis = -1 if self.group.attributes.get("channels_last") else 1
+        return self.group.inputs[0].shape[axis], self.group.outputs[0].shape[axis]
+
+    @property
     def _symmetric(self) -> bool:
         """Whether the kernel takes the tensors as they are, without unfolding."""
-        channels, filters = self.group.inputs[0].shape[-1], self.group.outputs[0].shape[-1]
+        channels, filters = self._last
         if self.group.is_depthwise:
             return filters % 16 == 0
         return self.group.groups == 1 and channels % 4 == 0 and filters % 8 == 0 and filters >= CHANNELS
 
     def _int8(self) -> Iterator[Span]:
-        filters = self.group.outputs[0].shape[-1]
+        _, filters = self._last
         positions = max(1, self.y.size_bytes // filters)
-        part = min(POSITIONS, math.ceil(positions / TASKS))
-        count = math.ceil(positions / part)
+        count = math.ceil(positions / min(POSITIONS, math.ceil(positions / TASKS)))
         sets = 1 if self.group.is_depthwise else math.ceil(filters / CHANNELS)
-        buffers = self._buffers(positions)
+        buffers = self._buffers(positions, self.w.size_bytes // filters)
         yield from buffers[:1] if not self._symmetric else ()
         for index in range(count):
             yield from (buffer.part(index, count) for buffer in buffers)
@@ -160,13 +165,12 @@ class Convolution:
                 yield self.y.part(index, count)
             yield from (buffer.part(index, count) for buffer in buffers)
 
-    def _buffers(self, positions: int) -> list[Span]:
+    def _buffers(self, positions: int, window_bytes: int) -> list[Span]:
         """The table of pointers or the unfolded windows, and the sums in int32."""
-        window = self.group.kernel * self.w.size_bytes // max(1, self.y.size_bytes // positions) // self.group.kernel
-        pointed = self.group.is_depthwise or self._symmetric
         sizes = []
         if self.group.kernel > 1 or self.group.strided:
-            sizes.append(positions * (self.group.kernel * POINTER_BYTES if pointed else window * self.group.groups))
+            pointed = self.group.is_depthwise or self._symmetric
+            sizes.append(positions * (self.group.kernel * POINTER_BYTES if pointed else window_bytes))
         if not self._symmetric:
             sizes.append(SUM_BYTES * self.y.size_bytes)
-        return [self.layout.scratch(size) for size in sizes]
+        return [self.layout.scratch(size, slot) for slot, size in enumerate(sizes)]
