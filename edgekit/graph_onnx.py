@@ -30,10 +30,7 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
     weights |= {name: form.shape for name, form in coded_weights(model).items()}
     cost = {"params": 0, "macs": 0, "cio": 0, "cio_paper": 0}
     counted: set[str] = set()
-    readers: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append("Relu" if _cuts_below_zero(node, model) else node.op_type)
+    readers = _Readers(model)
     for node in model.graph.node:
         if node.op_type not in (*LAYERS, "BatchNormalization"):
             continue
@@ -110,21 +107,40 @@ def _macs(node: onnx.NodeProto, x: Shape, y: Shape, shapes: dict[str, Shape], we
     return math.prod(y) * (x[0] if transposed else x[-1])
 
 
-def _cuts_below_zero(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
-    """Whether a node quantises to a range that begins at zero: in a quantised file, a ReLU may live on in that."""
-    from onnx import numpy_helper
+class _Readers:
+    """What reads a value, seen through quantisation: a file may keep a ReLU as a range that begins at zero."""
 
-    if node.op_type != "QuantizeLinear" or len(node.input) < 3:
-        return False
-    found = next((init for init in model.graph.initializer if init.name == node.input[2]), None)
-    value = None if found is None else numpy_helper.to_array(found)
-    return value is not None and bool((value == np.iinfo(value.dtype).min).all())
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._constants = {init.name: init for init in model.graph.initializer}
+        self._reading: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self._reading.setdefault(name, []).append(node)
+
+    def kinds(self, name: str) -> set[str]:
+        found: set[str] = set()
+        for node in self._reading.get(name, []):
+            if node.op_type == "QuantizeLinear" and self._cuts_below_zero(node):
+                found.add("Relu")
+            elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                found |= self.kinds(node.output[0])
+            else:
+                found.add(node.op_type)
+        return found
+
+    def _cuts_below_zero(self, node: onnx.NodeProto) -> bool:
+        from onnx import numpy_helper
+
+        if len(node.input) < 3 or node.input[2] not in self._constants:
+            return False
+        value = numpy_helper.to_array(self._constants[node.input[2]])
+        return bool((value == np.iinfo(value.dtype).min).all())
 
 
-def _only_samples(node: onnx.NodeProto, x: Shape, readers: dict[str, list[str]]) -> bool:
+def _only_samples(node: onnx.NodeProto, x: Shape, readers: _Readers) -> bool:
     """A strided depthwise convolution without an activation after it: HarDNet's table counts it as pooling."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     groups = attributes["group"].i if "group" in attributes else 1
     strides = list(attributes["strides"].ints) if "strides" in attributes else [1]
     strided_depthwise = node.op_type == "Conv" and groups > 1 and groups == x[1] and max(strides) > 1
-    return strided_depthwise and not any(kind in ACTIVATIONS for kind in readers.get(node.output[0], []))
+    return strided_depthwise and not ACTIVATIONS & readers.kinds(node.output[0])
