@@ -37,7 +37,8 @@ def groups(files) -> dict[str, list[Group]]:
 
 
 def saved(path, model: onnx.ModelProto):
-    path.write_bytes(serialise(model))
+    """A model with the shapes of its outputs, as a file."""
+    path.write_bytes(serialise(onnx.shape_inference.infer_shapes(model)))
     return path
 
 
