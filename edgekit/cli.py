@@ -251,23 +251,27 @@ def profile(path: Path, runs: int, threads: int, engine: str | None, as_json: bo
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--gates", "gates_file", type=PATH, required=True, help="TOML of gates.")
-@click.option("--baseline", type=PATH, help="Bundle to compare with; default: the bundle's own uncompressed network.")
+@click.option(
+    "--baseline", type=PATH, help="Bundle or JSON to compare with; default: the bundle's uncompressed network."
+)
+@click.option("--allow", multiple=True, type=click.Choice(["data", "target"]), help="Accept a baseline of another one.")
+@click.option("--update-baseline", "update", type=PATH, help="Write this bundle's figures here, as the next baseline.")
 @click.option("--junit", type=PATH, help="Write JUnit XML here.")
 @click.option("--markdown", type=PATH, help="Write Markdown here.")
 @json_option
-def gate(
-    bundle: Path, gates_file: Path, baseline: Path | None, junit: Path | None, markdown: Path | None, as_json: bool
-) -> int:
+def gate(bundle: Path, gates_file: Path, allow: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Judge a bundle; exits 0 where all gates pass, 1 where one fails, 3 where one is inconclusive.
 
     \b
     edgekit gate out/quickstart --gates gates.toml --junit gates.xml
+    edgekit gate out/new --gates gates.toml --baseline baseline.json
+    edgekit gate out/new --gates gates.toml --update-baseline baseline.json
     """
     from edgekit import tables
     from edgekit.deploy import gate_bundle
     from edgekit.gate import exit_code
 
-    verdicts = gate_bundle(bundle, gates_file, baseline, junit, markdown)
+    verdicts = gate_bundle(bundle, gates_file, allowed=allow, **given)
     tables.show_verdicts(verdicts, as_json)
     return exit_code(verdicts)
 

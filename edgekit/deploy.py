@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekit import data as datasets
 from edgekit import profile, report, run
+from edgekit.baseline import open_baseline, write_baseline
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
 from edgekit.data import check_plain
@@ -153,24 +155,43 @@ def profile_path(
 
 
 def gate_bundle(
-    path: Path, gates_file: Path, baseline: Path | None, junit: Path | None, markdown: Path | None
+    path: Path,
+    gates_file: Path,
+    baseline: Path | None = None,
+    *,
+    allowed: Sequence[str] = (),
+    update: Path | None = None,
+    junit: Path | None = None,
+    markdown: Path | None = None,
 ) -> Sequence[Verdict]:
     """Judge a bundle by a gates file, keep the result in the bundle and write the asked reports.
 
+    Args:
+        baseline: a bundle's folder, or the JSON of one; None is the bundle's own uncompressed network.
+        allowed: differences to the baseline that are accepted: "data", "target".
+        update: write the bundle's own figures there, as the next baseline.
+        markdown: where to write; on GitHub it is added to the step's summary, too.
+
     Raises:
-        BadInput: the gates file is empty or wrong, or a bundle cannot be read.
+        BadInput: the gates file is empty or wrong, a bundle or baseline cannot be read, or they do not go together.
     """
     tables = read_toml(gates_file)
     gates = parse_gates(tables.get("gates", tables), str(gates_file))
     if not gates:
         raise BadInput(f"{gates_file}: holds no gates; write for example size_bytes = {{ max_ratio = 0.25 }}")
     bundle = open_bundle(path)
-    verdicts = run.judge(bundle, gates, open_bundle(baseline) if baseline else None)
+    verdicts = run.judge(bundle, gates, open_baseline(baseline, bundle, allowed) if baseline else None)
     bundle.add("gates", {"verdicts": report.verdicts_json(verdicts)})
+    if update:
+        write_baseline(update, bundle)
     if junit:
         write_bytes(junit, report.junit(verdicts))
+    text = report.verdicts_markdown(verdicts) + "\n"
     if markdown:
-        write_bytes(markdown, (report.verdicts_markdown(verdicts) + "\n").encode())
+        write_bytes(markdown, text.encode())
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(f"### {path.name}\n\n{text}")
     return verdicts
 
 

@@ -21,12 +21,15 @@ METRICS = {"classify": ("top1", "top-1"), "segment": ("miou", "mIoU"), "detect":
 
 def rows(bundle: Bundle) -> list[dict[str, Any]]:
     """A record per stage: what `compress` measured, and the latency of the newest profile."""
-    profile = bundle.latest("profile") or {"rows": []}
+    profile = bundle.latest("profile") or {"rows": [], "machine": bundle.manifest["runs"]["machine"]}
     timed = {row["file"]: row for row in profile["rows"]}
+    hashes = {name: sealed["sha256"] for name, sealed in bundle.manifest["files"].items()}
     merged = []
     for step in bundle.manifest["steps"]:
         timing = {key: value for key, value in timed.get(step["file"], {}).items() if key != "file"}
-        merged.append({**step, **step["metrics"], **timing})
+        known = {"cpu": profile["machine"]["cpu"], "sha256": hashes.get(step["file"])}
+        known["ratio_sha256"] = hashes.get(timing.get("ratio_to"))
+        merged.append({**step, **step["metrics"], **timing, **known})
     return merged
 
 

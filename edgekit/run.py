@@ -18,6 +18,7 @@ import numpy as np
 from edgekit import bundle as bundles
 from edgekit import gate, profile, report
 from edgekit import recipe as recipes
+from edgekit.baseline import Baseline, own_baseline
 from edgekit.bundle import GOLDEN, GRAPH, MANIFEST, WEIGHTS, Bundle
 from edgekit.context import PassContext, Track, no_progress
 from edgekit.data import OnError
@@ -133,15 +134,11 @@ def measure(bundle: Bundle, runs: int, threads: int, track: Track = no_progress,
 
 
 def judge(
-    bundle: Bundle, gates: Mapping[str, Sequence[gate.Gate]], baseline: Bundle | None = None
+    bundle: Bundle, gates: Mapping[str, Sequence[gate.Gate]], baseline: Baseline | None = None
 ) -> list[gate.Verdict]:
-    """Judge gates on what a bundle measured, against another bundle or its own uncompressed network."""
-    rows = report.shipped(bundle)
-    if baseline is None:
-        own = report.base_row(bundle)
-        return gate.judge(gates, rows, lambda _row: own)
-    others = {(row["target"], row["precision"]): row for row in report.shipped(baseline)}
-    return gate.judge(gates, rows, lambda row: others.get((row["target"], row["precision"])))
+    """Judge gates on what a bundle measured, against a baseline or its own uncompressed network."""
+    against = baseline or own_baseline(bundle)
+    return gate.judge(gates, report.shipped(bundle), against.row)
 
 
 def load(path: str | Path, trust: bool = False) -> nn.Module:

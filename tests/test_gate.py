@@ -36,7 +36,7 @@ def test_exact_metrics_compare_exactly(gate, value, expected):
 
 
 def test_a_missing_metric_fails():
-    assert outcome("energy" if False else "latency_ms", Gate(max=1), row()) == "fail"
+    assert outcome("latency_ms", Gate(max=1), row()) == "fail"
     assert outcome("top1", Gate(max_drop=1), row(top1=90.0), None) == "fail"
     assert outcome("top1", Gate(min=1, device="ssh://pi"), row(top1=90.0)) == "fail"
 
@@ -49,6 +49,28 @@ def test_a_gate_for_one_precision_leaves_the_others_alone():
     rows = [row(top1=90.0), {**row(top1=10.0), "precision": "fp32"}]
     verdicts = judge({"top1": [Gate(min=50, precision="int8")]}, rows, lambda _row: None)
     assert [verdict.outcome for verdict in verdicts] == ["pass"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_fails(value):
+    assert outcome("top1", Gate(min=1), row(top1=value)) == "fail"
+    assert outcome("top1", Gate(max_drop=1), row(top1=90.0), {"file": "base", "top1": value}) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("gate", "applies"),
+    [
+        (Gate(min=1, target="onnx*"), True),
+        (Gate(min=1, target="tensorrt*"), False),
+        (Gate(min=1, precision="int?"), True),
+        (Gate(min=1, cpu="AMD*"), True),
+        (Gate(min=1, cpu=("Intel*", "ARM*")), False),
+        (Gate(min=1, device="ssh://*"), False),
+    ],
+)
+def test_gates_choose_files_by_globs(gate, applies):
+    (verdict,) = judge({"top1": [gate]}, [row(top1=2.0, cpu="AMD EPYC")], lambda _row: None)
+    assert (verdict.outcome, verdict.file == "-") == (("pass", False) if applies else ("fail", True))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +88,7 @@ def test_latency_ratio_is_the_interleaved_one():
                 latency_ratio={"median": 0.5, "low": 0.45, "high": 0.55})  # fmt: skip
     baseline = {"file": "base", "latency_ms": {"median": 1, "low": 1, "high": 1}}
     assert outcome("latency_ms", Gate(max_ratio=0.6), found, baseline) == "pass"
+    assert outcome("latency_ms", Gate(max_ratio=0.6), found, {**baseline, "file": "other"}) == "fail"
 
 
 def test_accuracy_drop_is_paired_over_the_same_samples():

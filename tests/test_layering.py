@@ -28,6 +28,7 @@ LAYERS = [
     {"latency"},
     {"gate"},
     {"report", "recipe", "inspection", "doctor", "catalogue"},
+    {"baseline"},
     {"job"},
     {"run"},
     {"bisect", "deploy", "tables"},
