@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from edgekit.bundle import Bundle
 from edgekit.errors import BadInput
 from edgekit.gate import Gate
 from edgekit.recipe import parse_gates
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -115,3 +119,11 @@ def test_a_baseline_that_is_not_there_is_named(bundle, tmp_path):
 def test_limits_are_numbers(limit):
     with pytest.raises(BadInput, match="no limit"):
         parse_gates({"top1": {"min": float(limit)}}, "gates.toml")
+
+
+def test_the_action_uses_what_it_declares():
+    text = (ROOT / "action.yml").read_text()
+    declared = re.findall(r"^  (\w+): \{ description", text, re.MULTILINE)
+    assert set(re.findall(r"\$\{\{ inputs\.(\w+) \}\}", text)) == set(declared)
+    script = text.partition("run: |\n")[2].partition("      env:")[0]
+    assert "${{" not in script, "what a user gives reaches the shell as a variable, never as its text"
