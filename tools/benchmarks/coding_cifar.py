@@ -10,7 +10,8 @@ codebooks in the second; shifts train their weights; `float` trains as it is. Tw
 k and m, so their files hold as many codes and as large codebooks.
 
 Each way's learning rate is the one of `RATES` that is best on 5,000 training pictures held out of this training, after
-a run on ResNet-20 with seed 0 and two bits (vectors) or three (shifts). Scored: the exported file in ONNX Runtime, on all 10,000 test pictures.
+a run on ResNet-20 with seed 0 and two bits (vectors) or three (shifts). Scored: the exported file in ONNX Runtime, on
+all 10,000 test pictures.
 """
 
 import argparse
