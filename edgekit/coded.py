@@ -60,7 +60,8 @@ class Coded(Form):
 
 
 class CodebookWeight(Coded):
-    """Frozen codes, and a codebook and factors that train. The codebook is the parametrisation's `original`."""
+    """Frozen codes, and a codebook, unless it is fixed, and factors that train. The codebook is the parametrisation's
+    `original`."""
 
     codes: torch.Tensor
 
@@ -86,13 +87,15 @@ class CodebookWeight(Coded):
 class CodeWeight:
     """The edit that keeps a layer's weight as a codebook of `k` entries of `m` numbers each, and codes.
 
-    With `per_channel`, every output channel has a factor of its own. The codes are to be set (`set_codes`).
+    With `per_channel`, every output channel has a factor of its own; a `fixed` codebook does not train. The codes are
+    to be set (`set_codes`).
     """
 
     layer: str
     k: int
     m: int = 1
     per_channel: bool = False
+    fixed: bool = False
 
     def apply(self, module: nn.Module) -> None:
         layer = codable(module, self.layer, "code_weight", projected=True)
@@ -108,6 +111,7 @@ class CodeWeight:
         if parametrize.is_parametrized(layer):
             _make_plain(layer)
         parametrise(layer, CodebookWeight(shape, self.k, self.m, self.per_channel))
+        originals(layer)[0].requires_grad_(not self.fixed)
 
 
 def parametrise(layer: nn.Conv2d | nn.Linear, form: Form) -> None:

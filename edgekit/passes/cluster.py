@@ -24,13 +24,20 @@ from annotated_types import Ge, Gt, Le
 from edgekit.coded import Codes, coded_weights
 from edgekit.context import PassContext
 from edgekit.net import Net
-from edgekit.passes.coding import Coder, code_layers, layers_to_code, matrix, sensitivities
+from edgekit.passes.coding import (
+    HIGHEST,
+    Coder,
+    as_codes,
+    code_layers,
+    layers_to_code,
+    matrix,
+    rounded,
+    sensitivities,
+)
 from edgekit.passes.vq.kmeans import kmeans
-from edgekit.quant.gptq import DAMP, Nearest, gptq, to_integers
+from edgekit.quant.gptq import to_book, to_integers
 from edgekit.quant.grid import mse_scales
 
-HIGHEST = 64
-"""Most steps of a weight: int8 kernels without VNNI take no more (see `quant/targets.py`)."""
 MANTISSA = 3
 """Bits of a step's mantissa: how fine a step is hardly matters, and the file holds one for each channel."""
 ALPHAS = (2.0**-40, 2.0**40)
@@ -91,7 +98,7 @@ class _Steps:
         self.steps = steps
 
     def __call__(self, name: str, weight: np.ndarray, hessian: np.ndarray | None, few: float) -> Codes:
-        return _codes(_rounded(weight, self.steps[name], hessian, few, to_integers(HIGHEST)), self.steps[name])
+        return as_codes(rounded(weight, self.steps[name], hessian, few, to_integers(HIGHEST)), self.steps[name])
 
 
 class _Uniform:
@@ -103,7 +110,7 @@ class _Uniform:
     def __call__(self, _name: str, weight: np.ndarray, hessian: np.ndarray | None, few: float) -> Codes:
         importance = None if hessian is None else np.diagonal(hessian, axis1=1, axis2=2)[:, None]
         scale = mse_scales(weight, self.high, importance)
-        return _codes(_rounded(weight, scale, hessian, few, lambda x: np.clip(np.rint(x), self.low, self.high)), scale)
+        return as_codes(rounded(weight, scale, hessian, few, lambda x: np.clip(np.rint(x), self.low, self.high)), scale)
 
 
 class _KMeans:
@@ -115,25 +122,7 @@ class _KMeans:
     def __call__(self, _name: str, weight: np.ndarray, hessian: np.ndarray | None, few: float) -> Codes:
         points = torch.from_numpy(weight.reshape(-1, 1)).float()
         book = kmeans(points, min(self.levels, len(points)), 25, self.seed)[0].flatten().sort().values.double().numpy()
-        middle = (book[1:] + book[:-1]) / 2
-        ones = np.ones(weight.shape[:2])
-        return _codes(_rounded(weight, ones, hessian, few, lambda x: book[np.searchsorted(middle, x)]), None)
-
-
-def _rounded(
-    weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray | None, few: float, nearest: Nearest
-) -> np.ndarray:
-    """Levels (G, O, K) of weights (G, O, K) on scales (G, O)."""
-    if hessian is None:
-        return nearest(weight / scale[..., None])
-    return gptq(weight, scale, hessian, nearest, DAMP * few)
-
-
-def _codes(levels: np.ndarray, scale: np.ndarray | None) -> Codes:
-    """Levels as codes of those that occur."""
-    book, codes = np.unique(levels.astype(np.float32), return_inverse=True)
-    factor = None if scale is None else torch.from_numpy(scale.ravel().astype(np.float32))
-    return Codes(torch.from_numpy(codes.ravel()), torch.from_numpy(book)[:, None], factor, levels.shape)
+        return as_codes(rounded(weight, np.ones(weight.shape[:2]), hessian, few, to_book(book)), None)
 
 
 def shared_steps(layers: dict[str, tuple[np.ndarray, np.ndarray]], bits: float) -> dict[str, np.ndarray]:

@@ -25,7 +25,10 @@ from edgekit.errors import BadInput
 from edgekit.net import Net
 from edgekit.passes.reconstruct.walk import Layer, Walk
 from edgekit.passes.reconstruct.windows import WIDEST, columns_of, layer_moments
+from edgekit.quant.gptq import DAMP, Nearest, gptq
 
+HIGHEST = 64
+"""Most steps of a weight: int8 kernels without VNNI take no more (see `quant/targets.py`)."""
 RIDGE = 0.5
 """λ of W*: a few images say only so much about how errors go together (see `quant/gptq.py`)."""
 Coder = Callable[[str, np.ndarray, np.ndarray | None, float], Codes]
@@ -41,10 +44,15 @@ def layers_to_code(module: nn.Module, exclude: Sequence[str], name: str) -> list
     """
     layers = [path for path, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     kept = without(layers, exclude, name, "layer")
-    for path in kept:
+    check_codable(module, kept, name)
+    return kept
+
+
+def check_codable(module: nn.Module, layers: Iterable[str], name: str) -> None:
+    """Raises BadInput where the pass `name` cannot code one of the layers."""
+    for path in layers:
         if not bool(torch.isfinite(codable(module, path, name).weight).all()):
             raise BadInput(f"{name}: the weight of {path} is not finite")
-    return kept
 
 
 def without(names: Iterable[str], exclude: Sequence[str], where: str, what: str) -> list[str]:
@@ -56,11 +64,14 @@ def without(names: Iterable[str], exclude: Sequence[str], where: str, what: str)
     return [name for name in every if not any(fnmatch.fnmatch(name, pattern) for pattern in exclude)]
 
 
-def code_layers(net: Net, ctx: PassContext, names: Sequence[str], images: int, coder: Coder) -> Net:
+def code_layers(
+    net: Net, ctx: PassContext, names: Sequence[str], images: int, coder: Coder, fixed: bool = False
+) -> Net:
     """The network with the weights of the layers `names` as codes.
 
     Args:
         images: so many calibration images; with 0 each weight is coded as it is.
+        fixed: whether levels stay as they are in training that follows.
 
     Raises:
         BadInput: there are no calibration images.
@@ -71,7 +82,7 @@ def code_layers(net: Net, ctx: PassContext, names: Sequence[str], images: int, c
     for name in [name for name in names if name not in codes]:
         codes[name] = coder(name, matrix(result, name), None, 1.0)
     edits = [
-        CodeWeight(name, len(code.codebook), code.codebook.shape[1], code.factor is not None)
+        CodeWeight(name, len(code.codebook), code.codebook.shape[1], code.factor is not None, fixed)
         for name, code in codes.items()
     ]
     coded = Net(net.source, net.edits, result).edited(*edits)
@@ -128,6 +139,22 @@ def matrix(module: nn.Module, name: str) -> np.ndarray:
     weight = layer.weight.detach().cpu().double().numpy()
     groups = getattr(layer, "groups", 1)
     return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def rounded(
+    weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray | None, few: float, nearest: Nearest
+) -> np.ndarray:
+    """Levels (G, O, K) of weights (G, O, K) on scales (G, O)."""
+    if hessian is None:
+        return nearest(weight / scale[..., None])
+    return gptq(weight, scale, hessian, nearest, DAMP * few)
+
+
+def as_codes(levels: np.ndarray, scale: np.ndarray | None) -> Codes:
+    """Levels as codes of those that occur."""
+    book, codes = np.unique(levels.astype(np.float32), return_inverse=True)
+    factor = None if scale is None else torch.from_numpy(scale.ravel().astype(np.float32))
+    return Codes(torch.from_numpy(codes.ravel()), torch.from_numpy(book)[:, None], factor, levels.shape)
 
 
 def sensitivities(net: Net, ctx: PassContext, images: int) -> dict[str, np.ndarray]:

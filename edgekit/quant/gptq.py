@@ -63,6 +63,12 @@ def to_integers(high: int) -> Nearest:
     return lambda values: np.clip(np.rint(values), -high, high)
 
 
+def to_book(book: np.ndarray) -> Nearest:
+    """Rounding to the nearest of ascending levels."""
+    middle = (book[1:] + book[:-1]) / 2
+    return lambda values: book[np.searchsorted(middle, values)]
+
+
 def gptq(
     weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, nearest: Nearest, damp: float = DAMP, sweeps: int = 2
 ) -> np.ndarray:
