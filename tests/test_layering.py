@@ -12,7 +12,7 @@ LAYERS = [
     {"errors"},
     {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine"},
     {"cards", "targets", "data", "nets"},
-    {"coded", "onnx_codes", "projected", "shift"},
+    {"coded", "onnx_codes", "projected", "masked", "shift"},
     {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"labels"},
     {"net", "channels", "removal", "blocks"},

@@ -27,7 +27,7 @@ from edgekit.errors import BadInput
 from edgekit.graph import trace
 from edgekit.net import Net
 from edgekit.parity import decibels
-from edgekit.passes.coding import HIGHEST, as_codes, check_codable, code_layers, rounded, without
+from edgekit.passes.coding import HIGHEST, Target, as_codes, check_codable, code_layers, without
 from edgekit.quant.gptq import to_book
 from edgekit.shift.base import least_squares
 from edgekit.shift.edit import ShiftWeight, parametrisation
@@ -121,18 +121,19 @@ class _Fit:
         self.levels = levels
         self.nearest = to_book(np.unique([*levels, *(-level for level in levels)]))
 
-    def __call__(self, _name: str, weight: np.ndarray, hessian: np.ndarray | None, few: float) -> Codes:
-        scale = _scales(weight, self.levels, hessian)
-        return as_codes(rounded(weight, scale, hessian, few, self.nearest), scale)
+    def __call__(self, _name: str, target: Target) -> Codes:
+        scale = _scales(target, self.levels)
+        return as_codes(target.rounded(scale, self.nearest), scale)
 
 
-def _scales(weight: np.ndarray, levels: Sequence[float], hessian: np.ndarray | None) -> np.ndarray:
-    """Scales (G, O) of weights (G, O, K). A channel of zeros gets a small one: its levels may have no 0."""
-    sizes = torch.from_numpy(np.abs(weight)).flatten(0, 1)
-    importance = np.ones(1) if hessian is None else np.diagonal(hessian, axis1=1, axis2=2)[:, None]
-    rows = torch.from_numpy(np.broadcast_to(importance, weight.shape).copy()).flatten(0, 1)
-    scale = least_squares(sizes, levels, rows).numpy()
-    return np.maximum(scale, max(SMALL * scale.max(), 1e-12)).reshape(weight.shape[:2])
+def _scales(target: Target, levels: Sequence[float]) -> np.ndarray:
+    """Scales (G, O). A channel of zeros gets a small one: its levels may have no 0."""
+    sizes = torch.from_numpy(np.abs(target.weight))
+    importance = None
+    if target.importance is not None:
+        importance = torch.from_numpy(target.importance.copy()).expand(sizes.shape).flatten(0, 1)
+    scale = least_squares(sizes.flatten(0, 1), levels, importance).numpy()
+    return np.maximum(scale, max(SMALL * scale.max(), 1e-12)).reshape(sizes.shape[:2])
 
 
 def whole_levels(levels: Sequence[float]) -> list[float]:
