@@ -225,6 +225,8 @@ def test_layers_that_cannot_be_sparse():
     small.module.branch.conv.weight.data *= 1e-9
     with pytest.raises(BadInput, match=r"leaves nothing of branch\.conv; exclude them"):
         Sparsify(share=0.6, scope="global", reconstruct="none")(small, ctx)
+    with pytest.raises(BadInput, match=r"share = 0\.99 leaves nothing of linear; exclude them, or take less"):
+        Sparsify(share=0.99)(net, ctx)
     with pytest.raises(BadInput, match="calibrate"):
         Sparsify(share=0.5)(net, dataclasses.replace(ctx, data=Data({})))
 

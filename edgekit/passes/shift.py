@@ -33,6 +33,7 @@ from edgekit.shift.base import least_squares
 from edgekit.shift.edit import ShiftWeight, parametrisation
 
 SMALL = 2.0**-10
+"""The least factor of a channel, as a share of its layer's largest."""
 
 
 @dataclasses.dataclass(frozen=True)

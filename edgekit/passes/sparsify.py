@@ -78,14 +78,14 @@ class Sparsify:
             return {name: best_of(weight, self.n, self.m) for name, weight in weights.items()}
         assert self.share is not None
         if self.scope == "layer":
-            return {name: largest(weight, self.share) for name, weight in weights.items()}
-        together = largest(torch.cat([weight.flatten() for weight in weights.values()]), self.share)
-        parts = together.split([weight.numel() for weight in weights.values()])
-        kept = {name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts)}
+            kept = {name: largest(weight, self.share) for name, weight in weights.items()}
+        else:
+            together = largest(torch.cat([weight.flatten() for weight in weights.values()]), self.share)
+            parts = together.split([weight.numel() for weight in weights.values()])
+            kept = {name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts)}
         if empty := [name for name, mask in kept.items() if not mask.any()]:
             raise BadInput(
-                f"sparsify: share = {self.share} over all layers leaves nothing of {', '.join(empty)}; exclude them, "
-                'or write scope = "layer"'
+                f"sparsify: share = {self.share} leaves nothing of {', '.join(empty)}; exclude them, or take less"
             )
         return kept
 
