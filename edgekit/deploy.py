@@ -17,6 +17,7 @@ from edgekit.errors import BadInput
 from edgekit.evaluate import evaluate
 from edgekit.export import export, finish, serialise
 from edgekit.files import read_toml, write_bytes
+from edgekit.footprint import with_footprint
 from edgekit.gate import Verdict
 from edgekit.onnx_file import input_shapes, read, read_io
 from edgekit.phones import to_ort
@@ -149,7 +150,11 @@ def profile_path(
     if reason := engine(engine_name).missing():
         raise BadInput(f"{path}: cannot be measured in {engine_name} here: {reason}")
     read(path)  # ONNX Runtime itself would follow a link out of the file's folder
-    return {"schema": "edgekit/profile/1", **profile.document({engine_name: [path]}, runs, threads, track)}
+    files = {engine_name: [path]}
+    return {
+        "schema": "edgekit/profile/1",
+        **with_footprint(profile.document(files, runs, threads, track), files),
+    }
 
 
 def gate_bundle(

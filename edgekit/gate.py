@@ -19,8 +19,8 @@ from edgekit.errors import BadInput, unknown
 
 Row = dict[str, Any]
 METRICS = (
-    "params macs cio cio_paper size_bytes load_ms latency_ms top1 top5 miou pixel_accuracy map map50 "
-    "parity_db int8_convs"
+    "params macs cio cio_paper size_bytes transport_bytes weight_bytes peak_bytes arena_bytes resident_load_bytes "
+    "resident_run_bytes load_ms latency_ms energy_j top1 top5 miou pixel_accuracy map map50 parity_db int8_convs"
 ).split()
 LIMITS = ("max", "min", "max_drop", "max_ratio")
 

@@ -25,6 +25,7 @@ from edgekit.engines import engine, runner
 from edgekit.errors import BadInput, NothingChanged, ParityError
 from edgekit.export import PARITY_DB, export, finish, serialise
 from edgekit.files import read_json, write_bytes, write_json
+from edgekit.footprint import sized, with_footprint
 from edgekit.graph import deterministic, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
@@ -129,7 +130,7 @@ def measure(bundle: Bundle, runs: int, threads: int, track: Track = no_progress,
     for file in (bundle.base, *stages, *bundle.models):
         of = bundle.base if file in stages else file  # a stage is of the base's target
         files.setdefault(target(of.name.split(".")[1]).engine, []).append(file)
-    bundle.add("profile", profile.document(files, runs, threads, track))
+    bundle.add("profile", with_footprint(profile.document(files, runs, threads, track), files))
 
 
 def judge(
@@ -392,7 +393,7 @@ def _seal(
         "output": to_json(job.recipe.output),
         "data": {name: {"n": len(samples), "sha256": samples.sha256} for name, samples in roles},
         "golden_db": GOLDEN_DB,
-        "steps": steps,
+        "steps": [sized(row, job.out) for row in steps],
         "files": bundles.hashes(job.out, [*files, GOLDEN, "data.json"]),
         "runs": {
             "started": started.isoformat(timespec="seconds"),

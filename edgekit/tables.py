@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit import gate, report
-from edgekit.terminal import latency, make, show, si
+from edgekit.terminal import joules, latency, make, megabytes, show, si
 from edgekit.verify import compared
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
         print(report.markdown(bundle, verdicts), end="")
     else:
         show(report.table(bundle))
+        if sized := report.size_table(bundle):
+            show(sized)
         for line in report.notes(bundle):
             print(line)
         for verdict in verdicts:
@@ -70,6 +72,32 @@ def show_profile(found: dict[str, Any]) -> None:
     print(f"{machine['cpu']}, {settings['threads']} threads, {engines}")
     for name, reason in found["unmeasured"].items():
         print(f"{name}: not measured: {reason}")
+    show_memory(found)
+    show_energy(found)
+
+
+def show_memory(found: dict[str, Any]) -> None:
+    """What `memory.with_memory` added to a profile."""
+    made = make("memory, MB", "weights", "activations", "arena", "loaded", "running")
+    keys = "weight_bytes peak_bytes arena_bytes resident_load_bytes resident_run_bytes".split()
+    for row in found["rows"]:
+        made.add_row(row["file"], *(megabytes(row.get(key)) for key in keys))
+    show(made)
+    for name, reason in found["memory"]["unmeasured"].items():
+        print(f"{name}: resident memory not measured: {reason}")
+
+
+def show_energy(found: dict[str, Any]) -> None:
+    """What `energy.with_energy` added to a profile."""
+    for name, of in found["energy"].items():
+        if "missing" in of:
+            print(f"energy in {name}: no meter here: {of['missing']}")
+            continue
+        made = make("file", "J a run [95 %]")
+        for row in (row for row in found["rows"] if row["engine"] == name):
+            made.add_row(row["file"], joules(row["energy_j"]))
+        show(made)
+        print(f"{of['meter']}; idle {of['idle_w']['median']:.1f} W, which the joules include")
 
 
 def show_packed(found: dict[str, Any]) -> None:

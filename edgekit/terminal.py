@@ -41,3 +41,12 @@ def si(value: float | None) -> str:
 
 def latency(value: dict[str, float] | None) -> str:
     return "–" if value is None else f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def megabytes(value: float | None) -> str:
+    """Bytes in MB of 10⁶, to the nearest kB below 10 MB: 1234567 -> 1.235."""
+    return "–" if value is None else f"{value / 1e6:.{3 if value < 10e6 else 1}f}"
+
+
+def joules(value: dict[str, float]) -> str:
+    return f"{value['median']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"

@@ -24,7 +24,7 @@ LAYERS = [
     {"export", "rewrites"},
     {"bundle"},
     {"engines"},
-    {"profile", "verify", "shipping", "phones", "transport"},
+    {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport"},
     {"latency"},
     {"gate"},
     {"report", "recipe", "inspection", "doctor", "catalogue"},

@@ -1,0 +1,50 @@
+"""What a file takes in memory: its weights, its activations at once, ONNX Runtime's arena, and the resident set.
+
+Three tiers, of which none stands for another: `weight_bytes` and `peak_bytes` are computed from the file (live.py),
+`arena_bytes` is what the runtime's allocator had in use beside the weights (engines/arena.py), the resident set is what
+the process really held (resident.py). A file of few bytes may need many: weights are decoded and packed at load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import BadInput
+from edgekit.memory.live import peak_bytes
+from edgekit.memory.resident import measure
+from edgekit.onnx_data import weight_bytes
+from edgekit.onnx_file import read
+
+
+def sizes(path: Path, batch: int = 1) -> dict[str, int | None]:
+    """weight_bytes and peak_bytes of a file; no peak where the shapes within it depend on more than the batch size.
+
+    Raises:
+        BadInput: as `onnx_file.read`.
+    """
+    model = read(path)
+    try:
+        peak = peak_bytes(model, batch)
+    except BadInput:
+        peak = None
+    return {"weight_bytes": weight_bytes(model.graph), "peak_bytes": peak}
+
+
+def with_memory(document: dict[str, Any], files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """A profile document (`profile.document`) with the memory of each file in its row; `document["memory"]` says by
+    file what could not be measured, and why.
+
+    Args:
+        files: by engine, as they were profiled.
+    """
+    settings = document["settings"]
+    found: dict[str, dict[str, Any]] = {}
+    for name in settings["engines"]:
+        measured = measure(files[name], name, settings["threads"], settings["batch"])
+        for path, record in zip(files[name], measured):
+            found[path.name] = sizes(path, settings["batch"]) | record
+    failed = {name: record.pop("error") for name, record in found.items() if "error" in record}
+    rows = [row | found[row["file"]] for row in document["rows"]]
+    return document | {"rows": rows, "memory": {"unmeasured": failed}}
