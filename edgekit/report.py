@@ -67,7 +67,7 @@ def cells(row: dict[str, Any], task: str = "classify") -> tuple[str, ...]:
     )
 
 
-SIZES = ("file", "packed", "bits a weight", "weights", "activations", "arena", "loaded", "running")
+SIZES = ("file", "packed", "bits a weight", "weights", "activ.", "arena", "loaded", "running")
 
 
 def size_rows(bundle: Bundle) -> list[tuple[str, ...]]:

@@ -3,9 +3,9 @@
 The operators run in the file's order. A pointwise operator works within the operator that produces its input where
 nothing else reads that value, and its result takes the place of an operand of at least its size that nothing reads
 later; so a residual sum needs no third tensor. Reshaped values share memory, and so do dequantised ones with their int8
-values: what counts is what stands between fused kernels, in its own type. Constants are no activations; the graph's inputs and
-outputs are. Not counted: the scratch memory of kernels and what an allocator wastes. Branches and loop bodies count as
-one operator each.
+values: what counts is what stands between fused kernels, in its own type. Constants are no activations; the graph's
+inputs and outputs are. Not counted: the scratch memory of kernels and what an allocator wastes. Branches and loop
+bodies count as one operator each.
 """
 
 from __future__ import annotations
