@@ -72,8 +72,9 @@ def show_profile(found: dict[str, Any]) -> None:
     print(f"{machine['cpu']}, {settings['threads']} threads, {engines}")
     for name, reason in found["unmeasured"].items():
         print(f"{name}: not measured: {reason}")
-    show_memory(found)
-    show_energy(found)
+    if "memory" in found:
+        show_memory(found)
+        show_energy(found)
 
 
 def show_memory(found: dict[str, Any]) -> None:
@@ -83,6 +84,8 @@ def show_memory(found: dict[str, Any]) -> None:
     for row in found["rows"]:
         made.add_row(row["file"], *(megabytes(row.get(key)) for key in keys))
     show(made)
+    for row in (row for row in found["rows"] if "peak_unknown" in row):
+        print(f"{row['file']}: activations not counted: {row['peak_unknown']}")
     for name, reason in found["memory"]["unmeasured"].items():
         print(f"{name}: resident memory not measured: {reason}")
 

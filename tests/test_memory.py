@@ -59,21 +59,28 @@ def test_what_is_alive_at_once(nodes, maps):
 
 
 def test_int8_values_count_a_byte_each():
-    scale = {"s": np.float32(0.1), "z": np.uint8(0), "q": np.zeros((4, 4, 1, 1), np.int8), "sw": np.float32(0.1)}
+    """A convolution to 16 channels, then one that is added to it: no float map but the input, and the sum, in int8, in
+    the place of what it is added to."""
+    constants = {"s": np.float32(0.1), "z": np.uint8(0)}
+    constants |= {"v": np.zeros((16, 4, 1, 1), np.int8), "u": np.zeros((16, 16, 1, 1), np.int8)}
     nodes = [
         node("QuantizeLinear", "x s z", "xq"),
         node("DequantizeLinear", "xq s z", "xd"),
-        node("DequantizeLinear", "q sw", "wd"),
-        conv("xd", "a", "wd"),
+        node("DequantizeLinear", "v s", "vd"),
+        conv("xd", "a", "vd"),
         node("QuantizeLinear", "a s z", "aq"),
         node("DequantizeLinear", "aq s z", "ad"),
-        conv("ad", "b", "wd"),
+        node("DequantizeLinear", "u s", "ud"),
+        conv("ad", "b", "ud"),
         node("QuantizeLinear", "b s z", "bq"),
-        node("DequantizeLinear", "bq s z", "y"),
+        node("DequantizeLinear", "bq s z", "bd"),
+        node("Add", "ad bd", "c"),
+        node("QuantizeLinear", "c s z", "cq"),
+        node("DequantizeLinear", "cq s z", "y"),
     ]
-    made = chain(*nodes, **scale)
-    assert peak_bytes(made) == MAP + MAP // 4  # the float input and its int8 form; then two int8 maps
-    assert weight_bytes(made.graph) == 4 * 16 + 16 + 4 + 1 + 4
+    made = chain(*nodes, **constants)
+    assert peak_bytes(made) == MAP // 4 + 4 * MAP // 4  # the quantised input beside 16 int8 channels
+    assert weight_bytes(made.graph) == 4 * 16 + 4 + 1 + 16 * 4 + 16 * 16
 
 
 def test_half_precision_counts_two_bytes():
@@ -86,7 +93,7 @@ def test_half_precision_counts_two_bytes():
 def test_a_size_that_is_unknown_is_named():
     made = chain(conv("x", "a"), node("Reshape", "a n", "b"), conv("b", "y"))
     made.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT64, ["rank"]))
-    with pytest.raises(BadInput, match=r"the size of '.' cannot be inferred; put `fold` first"):
+    with pytest.raises(BadInput, match=r"the size of '.' cannot be inferred; fold its shape arithmetic"):
         peak_bytes(made)
 
 
@@ -149,8 +156,17 @@ def test_a_file_that_cannot_be_loaded_is_named(tmp_path, bundle):
     found = with_memory(document, {"onnxruntime": files})
     assert "must be fixed numbers" in found["memory"]["unmeasured"]["free.onnx"]
     assert "resident_run_bytes" not in found["rows"][0] and found["rows"][0]["peak_bytes"] is None
+    assert found["rows"][0]["peak_unknown"].startswith("the size of 'x' cannot be inferred")
     assert found["rows"][1]["resident_run_bytes"] >= 0
     assert "memory" not in document
+
+
+def test_host_memory_says_nothing_of_a_card(bundle):
+    document = profile_document(**{bundle.base.name: 0})
+    document["settings"]["engines"] = {"tensorrt": "11"}
+    found = with_memory(document, {"tensorrt": [bundle.base]})
+    assert "graphics card" in found["memory"]["unmeasured"][bundle.base.name]
+    assert found["rows"][0]["peak_bytes"] > 0
 
 
 def test_a_process_that_dies_is_told():

@@ -11,25 +11,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekit.engines.tensorrt import TENSORRT
 from edgekit.errors import BadInput
 from edgekit.memory.live import peak_bytes
 from edgekit.memory.resident import measure
 from edgekit.onnx_data import weight_bytes
 from edgekit.onnx_file import read
 
+ON_CARD = "its weights and activations lie on the graphics card, of which the resident set says nothing"
 
-def sizes(path: Path, batch: int = 1) -> dict[str, int | None]:
-    """weight_bytes and peak_bytes of a file; no peak where the shapes within it depend on more than the batch size.
+
+def sizes(path: Path, batch: int = 1) -> dict[str, Any]:
+    """weight_bytes and peak_bytes of a file; the latter is None, and `peak_unknown` says why, where shapes within the
+    file cannot be inferred.
 
     Raises:
         BadInput: as `onnx_file.read`.
     """
     model = read(path)
+    weights = weight_bytes(model.graph)
     try:
-        peak = peak_bytes(model, batch)
-    except BadInput:
-        peak = None
-    return {"weight_bytes": weight_bytes(model.graph), "peak_bytes": peak}
+        return {"weight_bytes": weights, "peak_bytes": peak_bytes(model, batch)}
+    except BadInput as error:
+        return {"weight_bytes": weights, "peak_bytes": None, "peak_unknown": str(error)}
 
 
 def with_memory(document: dict[str, Any], files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
@@ -42,9 +46,14 @@ def with_memory(document: dict[str, Any], files: Mapping[str, Sequence[Path]]) -
     settings = document["settings"]
     found: dict[str, dict[str, Any]] = {}
     for name in settings["engines"]:
-        measured = measure(files[name], name, settings["threads"], settings["batch"])
-        for path, record in zip(files[name], measured):
+        for path, record in zip(files[name], _resident(files[name], name, settings)):
             found[path.name] = sizes(path, settings["batch"]) | record
     failed = {name: record.pop("error") for name, record in found.items() if "error" in record}
     rows = [row | found[row["file"]] for row in document["rows"]]
     return document | {"rows": rows, "memory": {"unmeasured": failed}}
+
+
+def _resident(files: Sequence[Path], engine_name: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if engine_name in TENSORRT:
+        return [{"error": ON_CARD} for _ in files]
+    return measure(files, engine_name, settings["threads"], settings["batch"])

@@ -51,7 +51,9 @@ def peak_bytes(model: onnx.ModelProto, batch: int = 1) -> int:
     sizes = activation_bytes(model, batch)
     read = {name for kernel in kernels for name in kernel.reads} | set(outputs)
     if unknown := sorted(read - set(sizes)):
-        raise BadInput(f"the size of {unknown[0]!r} cannot be inferred; put `fold` first")
+        raise BadInput(
+            f"the size of {unknown[0]!r} cannot be inferred; fold its shape arithmetic first, as edgekit export does"
+        )
     return _peak(kernels, sizes, inputs, outputs)
 
 
