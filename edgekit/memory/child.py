@@ -82,11 +82,16 @@ def forked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def answer(asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """A record for each file, each loaded and run in a process of its own."""
+    """A record for each file, loaded and run in a process of its own; in another for the arena, where that is asked."""
     name, rest = asked["engine"], (asked["threads"], asked["batch"])
     engine(name).version()  # imports the runtime
-    work = arena if asked["arena"] else functools.partial(resident, name)
-    return [forked(functools.partial(work, Path(file), *rest)) for file in asked["files"]]
+    records = []
+    for file in map(Path, asked["files"]):
+        record = forked(functools.partial(resident, name, file, *rest))
+        if asked["arena"] and "error" not in record:
+            record["arena"] = forked(functools.partial(arena, file, *rest))
+        records.append(record)
+    return records
 
 
 if __name__ == "__main__":

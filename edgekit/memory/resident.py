@@ -41,25 +41,22 @@ def measure(files: Sequence[Path], engine_name: str, threads: int, batch: int = 
         least.write_bytes(_least())
         names = [str(path.resolve()) for path in (least, *files)]
         asked = {"engine": engine_name, "files": names, "threads": threads, "batch": batch, "arena": False}
-        jobs = [asked] * REPEATS + ([asked | {"arena": True}] if engine_name == "onnxruntime" else [])
+        first = asked | {"arena": engine_name == "onnxruntime"}  # the same in every process
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # memory does not depend on who else computes
-            answers = list(pool.map(_ask, jobs))
-    runtime, *records = (_median(repeats) for repeats in zip(*answers[:REPEATS]))
+            answers = list(pool.map(_ask, [first, *[asked] * (REPEATS - 1)]))
+    _, *arenas = (record.pop("arena", {}) for record in answers[0])
+    runtime, *records = (_median(repeats) for repeats in zip(*answers))
     if "error" in runtime:
         return [runtime for _ in files]
-    own = [_above(record, runtime) for record in records]
-    arenas = answers[-1][1:] if len(answers) > REPEATS else [{}] * len(own)
-    return [record | arena for record, arena in zip(own, arenas)]
+    return [_above(record, runtime) | arena for record, arena in zip(records, arenas)]
 
 
 def _ask(asked: dict[str, Any]) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "edgekit.memory.child"]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, env=os.environ | ONE_THREAD)
     if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        return [{"error": f"the process that measures memory ended with {last or done.returncode}"}] * len(
-            asked["files"]
-        )
+        reason = done.stderr.strip().rpartition("\n")[2] or done.returncode
+        return [{"error": f"the process that measures memory ended with {reason}"} for _ in asked["files"]]
     return json.loads(done.stdout)
 
 
