@@ -1,6 +1,7 @@
 """Fewer bits a weight with training: CIFAR networks coded by vectors and by shifts, all with the same training.
 
     python tools/benchmarks/coding_cifar.py          # about an hour on one core; goes on where it was stopped
+    python tools/benchmarks/coding_cifar.py --only mobilenet_v2  # of one network; several can run side by side
     python tools/benchmarks/coding_cifar.py --write  # the JSON from what there is
 
 The networks: two given CIFAR ResNets, fine-tuned on these JPEGs (`distil.trained_teacher`), and the MobileNetV2 of
@@ -69,14 +70,18 @@ TUNE: Row = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="train nothing")
-    if not parser.parse_args().write:
-        for name in NETWORKS:
+    parser.add_argument("--only", choices=NETWORKS, help="this network alone, and write no JSON")
+    given = parser.parse_args()
+    if not given.write:
+        networks = [given.only] if given.only else NETWORKS
+        for name in networks:
             measure(name, "base", 32, 0)
         for seed in SEEDS:
-            for name in NETWORKS:
+            for name in networks:
                 for way, bits in WAYS:
                     measure(name, way, bits, seed)
-    write("coding_cifar", [row for row in kept(ROWS) if row["part"] == "scored"], claims(), SEEDS[0])
+    if not given.only:
+        write("coding_cifar", [row for row in kept(ROWS) if row["part"] == "scored"], claims(), SEEDS[0])
 
 
 def steps(way: str, bits: int, lr: float) -> list[Row]:
