@@ -23,6 +23,7 @@ what disturbs the machine disturbs all alike.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -32,14 +33,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import numpy as np
 
 Pair = tuple[Any, np.ndarray]
-"""A session and a batch for it; of a session, only `run(batch)` is used."""
+"""A session and a batch for it; of a session, only `run(batch)` is used, and for throughput `fork()`."""
 Track = Callable[[Iterable[Any], str, Optional[int]], Iterable[Any]]
 """Shows progress: (items, label, total) -> the same items."""
 
@@ -71,20 +72,21 @@ class Session:
             return self.run(np.concatenate([batch, padding]))[: len(batch)]
         return np.concatenate([self.run(part) for part in np.split(batch, len(batch) // self.batch)])
 
+    def fork(self) -> Session:
+        """A session for another thread to run at the same time."""
+        return self
+
 
 TYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
-def open_session(
-    model: Path | bytes, threads: int = 0, optimise: bool = True, profile: Path | None = None, label: str | None = None
-) -> Session:
+def open_session(model: Path | bytes, threads: int = 0, optimise: bool = True, profile: Path | None = None) -> Session:
     """Open a file or a serialised model in ONNX Runtime, on the CPU.
 
     Args:
         threads: of one inference; 0 leaves the choice to ONNX Runtime.
         optimise: whether ONNX Runtime may rewrite the graph, as it does by default.
         profile: where ONNX Runtime notes the time of every operator (see `operators`), as the start of a file name.
-        label: what errors call it; by default its path.
 
     Raises:
         ValueError: ONNX Runtime cannot load it (its own message is passed on), or it has other inputs than one image.
@@ -99,7 +101,7 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    label = label or ("the model" if isinstance(model, bytes) else str(model))
+    label = "the model" if isinstance(model, bytes) else str(model)
     try:
         raw = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises classes of its own for each kind of failure
@@ -160,7 +162,7 @@ def operators(session: Session) -> Operators:
 # ---- measuring, for sessions of any engine
 
 
-WARM_RUNS, WARM_SHARE = 5, 0.05
+WARM_RUNS, WARM_SHARE = 3, 0.05
 
 
 def run_ms(session: Any, batch: np.ndarray) -> float:
@@ -170,8 +172,8 @@ def run_ms(session: Any, batch: np.ndarray) -> float:
 
 
 def warm_up(session: Any, batch: np.ndarray, limit_s: float = 1.0) -> bool:
-    """Run until the medians of the last five runs and of the five before agree within 5 %; False where time was over
-    first."""
+    """Run until the medians of the last three runs and of the three before agree within 5 %; False where the time was
+    over first."""
     times: list[float] = []
     begin = time.perf_counter()
     while time.perf_counter() - begin < limit_s:
@@ -205,11 +207,12 @@ def interleave(pairs: Sequence[Pair], numbers: Iterable[int], seed: int = 0) -> 
 
 
 def throughput(
-    groups: Sequence[Sequence[Pair]], windows: int = 8, window_s: float = 0.25, seed: int = 0, track: Track = silent
+    pairs: Sequence[Pair], count: int, windows: int = 8, window_s: float = 0.25, seed: int = 0, track: Track = silent
 ) -> list[list[float]]:
-    """Images a second of each group in each of `windows` windows; the pairs of a group run all at once, and the groups
-    take turns in random order."""
+    """Images a second of each (session, batch) in each of `windows` windows, run by `count` threads at once; the
+    sessions take turns in random order."""
     rng = np.random.default_rng(seed)
+    groups = [[(session, batch), *((session.fork(), batch) for _ in range(count - 1))] for session, batch in pairs]
     rates: list[list[float]] = [[] for _ in groups]
     for _ in track(range(windows), "throughput", windows):
         for index in rng.permutation(len(groups)):
@@ -251,8 +254,8 @@ def sustained(session: Any, batch: np.ndarray, seconds: float, track: Track = si
         while not times or time.perf_counter() - begin < (window + 1) * seconds / windows:
             times.append(run_ms(session, batch))
         row = {"at_s": time.perf_counter() - begin, "median_ms": float(np.median(times)), "runs": len(times)}
-        row.update(rss_bytes=rss_bytes(), clock_mhz=max(clocks_mhz(), default=None))
-        found.append({**row, "temperature_c": max(temperatures_c().values(), default=None)})
+        clock, heat = max(clocks_mhz(), default=None), max(temperatures_c().values(), default=None)
+        found.append({**row, "rss_bytes": rss_bytes(), "clock_mhz": clock, "temperature_c": heat})
     return found
 
 
@@ -268,24 +271,20 @@ LAYER_ROUNDS = 50
 
 
 def operator_times(
-    models: Sequence[Path], threads: int, batch: int, seed: int = 0, track: Track = silent
-) -> list[tuple[list[dict[str, Any]], float]]:
-    """For each file the milliseconds of its operators ({"name", "kind", "ms"}), and of a whole run without notes, from
-    the same rounds. Raises ValueError as `open_session` and `operators`."""
+    model: Path, threads: int, batch: int, seed: int = 0, track: Track = silent
+) -> tuple[list[dict[str, Any]], float]:
+    """The milliseconds of a file's operators ({"name", "kind", "ms"}), and of a whole run without notes, from the same
+    rounds. Raises ValueError as `open_session` and `operators`."""
     with tempfile.TemporaryDirectory() as folder:
-        noted = [open_session(model, threads, profile=Path(folder) / f"{n}-") for n, model in enumerate(models)]
-        sessions = [*noted, *(open_session(model, threads) for model in models)]
-        pairs = [(session, noise(session, batch)) for session in sessions]
+        noted = open_session(model, threads, profile=Path(folder) / "operators")
+        pairs = [(session, noise(session, batch)) for session in (noted, open_session(model, threads))]
         for pair in pairs:
             warm_up(*pair)
         times = interleave(pairs, track(range(LAYER_ROUNDS), "profiling layers", LAYER_ROUNDS), seed)
-        accounts = [operators(session) for session in noted]
-    found = []
-    for account, whole in zip(accounts, times[len(models) :]):
-        each = middle_ms(account.ms[-LAYER_ROUNDS:]).tolist()
-        listed = [{"name": n, "kind": k, "ms": ms} for n, k, ms in zip(account.names, account.kinds, each)]
-        found.append((listed, float(np.median(whole))))
-    return found
+        account = operators(noted)
+    each = zip(account.names, account.kinds, middle_ms(account.ms[-LAYER_ROUNDS:]).tolist())
+    whole_ms = float(middle_ms(np.array(times[1])[:, None])[0])
+    return [{"name": name, "kind": kind, "ms": ms} for name, kind, ms in each], whole_ms
 
 
 # ---- the machine
@@ -465,65 +464,68 @@ class Progress:
 
 def measure(job: dict[str, Any], folder: Path, track: Track) -> dict[str, Any]:
     """The result of a job of kind "time"."""
-    found: dict[str, Any] = {"schema": MEASURED, "versions": versions()}  # imports what would count as loading time
-    rows, opened = [], []
+    found = {"schema": MEASURED, "versions": versions()}  # imports what would count as loading time
+    if job["engine"] not in ENGINES:
+        raise ValueError(f"the engine {job['engine']!r} is not known here; known: {', '.join(ENGINES)}")
+    rows: list[dict[str, Any]] = []
+    opened, pairs = [], []
+    load, threads = ENGINES[job["engine"]], job["threads"]
     for file in track(job["files"], "opening", len(job["files"])):
-        row: dict[str, Any] = {"file": file["name"], "error": None}
-        rows.append(row)
+        path = folder / file["path"]
         try:
-            pair, row["load_ms"], row["first_ms"] = open_timed(job, folder / file["path"], file["name"])
-            opened.append((row, folder / file["path"], pair))
+            row, pair = open_timed(functools.partial(load, path, threads), job["batch"])
+        except Exception as error:  # the other files are measured; what the runtime said is passed on
+            rows.append({"file": file["name"], "error": str(error).replace(str(path), file["name"])})
+            continue
+        rows.append({"file": file["name"], "error": None, **row})
+        opened.append((rows[-1], path))
+        pairs.append(pair)
+    found.update(fill([row for row, _ in opened], pairs, job, track))
+    for row, path in opened if job["layers"] else []:
+        try:
+            row["layers"], row["layers_whole_ms"] = operator_times(path, threads, job["batch"], job["seed"], track)
         except ValueError as error:
-            row["error"] = str(error)
-    for row, _, pair in track(opened, "warming up", len(opened)):
-        row["batch"], row["warm"] = len(pair[1]), warm_up(*pair)
-    pairs = [pair for _, _, pair in opened]
-    found["machine"] = machine()
-    numbers = track(rounds(job["runs"], job["seconds"]), "profiling", job["runs"])
-    for (row, _, _), times in zip(opened, interleave(pairs, numbers, job["seed"])):
-        row["times_ms"] = times
-    found["machine_after"] = machine()
-    _extras(job, opened, track)
+            row["layers_error"] = str(error)
     return {**found, "rows": rows}
 
 
-def open_timed(job: dict[str, Any], path: Path, label: str) -> tuple[Pair, float, float]:
-    """A session and a batch for it, and the milliseconds of opening and of the first run."""
-    if job["engine"] not in ENGINES:
-        raise ValueError(f"{label}: the engine {job['engine']!r} is not known here; known: {', '.join(ENGINES)}")
+def open_timed(load: Callable[[], Any], batch: int) -> tuple[dict[str, Any], Pair]:
+    """What `load` opens with a batch for it; how long that and the first run took."""
     begin = time.perf_counter()
-    session = ENGINES[job["engine"]](path, job["threads"], label=label)
+    session = load()
     load_ms = (time.perf_counter() - begin) * 1e3
-    batch = noise(session, job["batch"])
-    try:
-        return (session, batch), load_ms, run_ms(session, batch)
-    except Exception as error:  # as in opening
-        raise ValueError(f"{label}: ONNX Runtime cannot run it: {error}") from None
+    feed = noise(session, batch)
+    if batch not in (1, len(feed)):
+        raise ValueError(f"the file is of batch {len(feed)}; measure it with that, not with {batch}")
+    return {"load_ms": load_ms, "first_ms": run_ms(session, feed), "batch": len(feed)}, (session, feed)
 
 
-def _extras(job: dict[str, Any], opened: Sequence[tuple[dict[str, Any], Path, Pair]], track: Track) -> None:
-    """What a job may ask for besides latency, into its rows."""
-    count = streams(job["threads"])
+def fill(
+    rows: Sequence[dict[str, Any]], pairs: Sequence[Pair], job: Mapping[str, Any], track: Track = silent
+) -> dict[str, Any]:
+    """Measure opened sessions as `job` says and write what was found into their rows; returns the machine's records."""
+    for row, pair in track(list(zip(rows, pairs)), "warming up", len(rows)):
+        row["warm"] = warm_up(*pair)
+    before = machine()
+    numbers = track(rounds(job["runs"], job["seconds"]), "profiling", job["runs"])
+    for row, times in zip(rows, interleave(pairs, numbers, job["seed"])):
+        row["times_ms"] = times
+    found = {"machine": before, "machine_after": machine()}
     if job["throughput"]:
-        for (row, *_), rates in zip(opened, throughput([[pair] * count for *_, pair in opened], track=track)):
+        count = streams(job["threads"])
+        for row, rates in zip(rows, throughput(pairs, count, seed=job["seed"], track=track)):
             row["throughput"] = {"streams": count, "images_per_s": rates}
-    if job["layers"]:
-        for row, path, _ in opened:
-            try:
-                found = operator_times([path], job["threads"], job["batch"], job["seed"], track)
-                (row["layers"], row["layers_whole_ms"]), *_ = found
-            except ValueError as error:
-                row["layers_error"] = str(error)
     if job["sustained_s"]:
-        for row, _, pair in opened:
+        for row, pair in zip(rows, pairs):
             row["sustained"] = sustained(*pair, seconds=job["sustained_s"], track=track)
+    return found
 
 
 def answer(job: dict[str, Any], folder: Path, track: Track) -> dict[str, Any]:
     """The result of a job of kind "run"; writes outputs.npy."""
     (file,) = job["files"]
     batch = np.load(folder / job["inputs"], allow_pickle=False)
-    session = open_session(folder / file["path"], job.get("threads", 0), label=file["name"])
+    session = open_session(folder / file["path"], job.get("threads", 0))
     starts = range(0, len(batch), 32)
     parts = [session.run(batch[start : start + 32]) for start in track(starts, "running", len(starts))]
     np.save(folder / "outputs.npy", np.concatenate(parts), allow_pickle=False)
