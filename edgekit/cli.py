@@ -242,21 +242,23 @@ def unpack(path: Path, out: Path, base: Path | None) -> None:
 @click.option("--throughput", is_flag=True, help="Also images a second with every core at work.")
 @click.option("--sustained", metavar="TIME", help="Also each file without a pause for this long, e.g. 5m.")
 @click.option("--layers", is_flag=True, help="Also the time of each layer.")
+@trust_option
 @json_option
-def profile(paths: tuple[Path, ...], engine: str | None, sustained: str | None, as_json: bool, **settings: Any) -> None:
+def profile(
+    paths: tuple[Path, ...], engine: str | None, sustained: str | None, trust: bool, as_json: bool, **settings: Any
+) -> None:
     """Measure latency: all files and those of bundles interleaved, with bootstrap intervals.
 
     \b
     edgekit profile out/quickstart --runs 200
     edgekit profile model.onnx other.onnx --seconds 30 --layers
-    edgekit profile out/quickstart --engine torch      the PyTorch module of a bundle
     """
     from edgekit import tables
     from edgekit.deploy import profile_paths
     from edgekit.profile import Plan, seconds_of
 
     plan = Plan(**settings, sustained_s=seconds_of(sustained) if sustained else None)
-    found = profile_paths(paths, plan, engine, track)
+    found = profile_paths(paths, plan, engine, trust, track)
     emit(found) if as_json else tables.show_profile(found)
 
 

@@ -133,6 +133,7 @@ def profile_paths(
     paths: Sequence[Path],
     plan: Plan,
     engine_name: str | None = None,
+    trust: bool = False,
     track: Track = no_progress,
 ) -> dict[str, Any]:
     """Profile files and bundles, all interleaved; the result of one bundle alone is kept in it.
@@ -140,17 +141,18 @@ def profile_paths(
     Args:
         engine_name: what runs files, ONNX Runtime by default. The files of a bundle run in their targets' engines;
             "torch" runs the module of a bundle instead.
+        trust: whether that module's source may run the user's code.
 
     Raises:
         BadInput: neither a bundle nor a file that the engine can load, or another engine was named for a bundle.
     """
     if len(paths) == 1 and paths[0].is_dir() and engine_name is None:
         return profile.profile_bundle(open_bundle(paths[0]), plan, end_to_end=True, track=track)
-    subjects = [subject for path in paths for subject in _subjects(path, engine_name)]
+    subjects = [subject for path in paths for subject in _subjects(path, engine_name, trust)]
     return profile.profile(_told_apart(subjects), plan, end_to_end=True, track=track)
 
 
-def _subjects(path: Path, engine_name: str | None) -> list[Subject]:
+def _subjects(path: Path, engine_name: str | None, trust: bool) -> list[Subject]:
     if path.is_dir() and engine_name is None:
         return profile.subjects(open_bundle(path))
     if path.is_dir() and engine_name != "torch":
@@ -158,7 +160,7 @@ def _subjects(path: Path, engine_name: str | None) -> list[Subject]:
             f"{path}: the files of a bundle run in their targets' engines; leave out --engine, or give --engine torch "
             f"for its module"
         )
-    return [_subject(path, engine_name)]
+    return [dataclasses.replace(_subject(path, engine_name), trust=trust)]
 
 
 def _subject(path: Path, engine_name: str | None) -> Subject:
@@ -197,7 +199,7 @@ def compare_files(
         BadInput: a folder, a file that the engine cannot load, or as `evaluate_file`.
     """
     for path in (first, second):
-        if path.is_dir() and engine_name != "torch":
+        if path.is_dir():
             raise BadInput(f"{path}: compare takes two files; name one of the bundle's")
     scores = [evaluate_file(path, list(specs), engine_name, io_file, track) for path in (first, second) if specs]
     one, two = (_subject(path, engine_name) for path in (first, second))

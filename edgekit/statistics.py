@@ -14,6 +14,8 @@ independent; see S. R. Howard and A. Ramdas, Sequential estimation of quantiles,
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -72,11 +74,12 @@ def sequence(samples: Sequence[float], level: float = 0.999) -> dict[str, float]
     return {"median": float(np.median(ordered)), "low": low, "high": high, "level": level, "n": n}
 
 
+@functools.cache
 def _outside(n: int, level: float) -> int:
-    """The least S with e_n < 1/α."""
-    limit = n * math.log(2) - math.log(n + 1) + math.log(1 - level)  # ln C(n, S) above this
-    whole = math.lgamma(n + 1)
-    for left in range(n // 2 + 1):
-        if whole - math.lgamma(left + 1) - math.lgamma(n - left + 1) > limit:
-            return left
-    return n // 2
+    """The least S with e_n < 1/α; 0 where even S = 0 has it, n // 2 at most."""
+    limit = n * math.log(2) - math.log(n + 1) + math.log(1 - level)  # of ln C(n, S), which grows up to n / 2
+
+    def inside(below: int) -> bool:
+        return math.lgamma(n + 1) - math.lgamma(below + 1) - math.lgamma(n - below + 1) > limit
+
+    return bisect.bisect_left(range(n // 2), True, key=inside)

@@ -35,15 +35,16 @@ class Session:
         return self
 
 
-def load(model: Path | bytes, threads: int = 0, optimise: bool = True) -> Session:  # noqa: ARG001
+def load(model: Path | bytes, threads: int = 0, optimise: bool = True, trust: bool = False) -> Session:  # noqa: ARG001
     """The module of the bundle `model`.
 
     Args:
         threads: of one inference, and of all of PyTorch in this process; 0 leaves the choice to PyTorch.
         optimise: for other engines; a module is run as it is.
+        trust: whether a bundle whose source runs the user's code may do so.
 
     Raises:
-        BadInput: it is no bundle, or holds no module.
+        BadInput: it is no bundle, holds no module, or needs `trust`.
     """
     import torch
 
@@ -52,7 +53,7 @@ def load(model: Path | bytes, threads: int = 0, optimise: bool = True) -> Sessio
             f"{'the model' if isinstance(model, bytes) else model}: torch runs the module of a bundle, not a file"
         )
     bundle = open_bundle(model)
-    module = load_net(bundle).module
+    module = load_net(bundle, trust).module
     if threads:
         torch.set_num_threads(threads)
     return Session(module.eval(), parse(Input, bundle.manifest["input"], f"{model / MANIFEST} input").shape)

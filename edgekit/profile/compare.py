@@ -30,7 +30,7 @@ from edgekit.profile.stability import disturbed, unstable
 from edgekit.statistics import interval, sequence
 
 LOOK = 10
-"""Rounds between two looks."""
+"""Rounds before the first look, and tenths of them all that are added before the next."""
 
 
 def compare(
@@ -90,7 +90,8 @@ def _series(
     series: list[list[float]] = [[], []]
     ratio: dict[str, float] | None = None
     for look in track(runner.rounds(None, plan.seconds), "comparing", None):
-        for times, new in zip(series, runner.interleave(pairs, range(LOOK), seed=plan.seed + look)):
+        more = max(LOOK, len(series[0]) // LOOK)
+        for times, new in zip(series, runner.interleave(pairs, range(more), seed=plan.seed + look)):
             times += new
         ratio = sequence(np.divide(series[1], series[0]).tolist())
         if settled(ratio, floor, max_ratio):
