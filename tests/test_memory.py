@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines import engine, noise
+from edgekit.devices.runner import noise
+from edgekit.engines import engine
 from edgekit.engines.arena import arena_bytes, most_in_use
 from edgekit.errors import BadInput
 from edgekit.memory import child, resident, sizes, with_memory

@@ -22,6 +22,7 @@ what disturbs the machine disturbs all alike.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -163,6 +164,8 @@ def operators(session: Session) -> Operators:
 
 
 WARM_RUNS, WARM_SHARE = 3, 0.05
+FEWEST = 8
+"""Rounds that an interval takes."""
 
 
 def run_ms(session: Any, batch: np.ndarray) -> float:
@@ -185,13 +188,13 @@ def warm_up(session: Any, batch: np.ndarray, limit_s: float = 1.0) -> bool:
     return False
 
 
-def rounds(runs: int | None, seconds: float | None = None) -> Iterator[int]:
-    """Numbers of rounds: `runs` of them, or as many as begin within `seconds`, but one."""
+def rounds(runs: int | None, seconds: float | None = None, least: int = 1) -> Iterator[int]:
+    """Numbers of rounds: `runs` of them, or as many as begin within `seconds`, but `least`."""
     if runs is not None:
         yield from range(runs)
         return
     begin, done = time.perf_counter(), 0
-    while not done or time.perf_counter() - begin < (seconds or 0.0):
+    while done < least or time.perf_counter() - begin < (seconds or 0.0):
         yield done
         done += 1
 
@@ -221,22 +224,19 @@ def throughput(
 
 
 def _rate(group: Sequence[Pair], window_s: float) -> float:
-    start, found = threading.Barrier(len(group)), []
+    start = threading.Barrier(len(group))
 
-    def work(session: Any, batch: np.ndarray) -> None:
+    def work(pair: Pair) -> float:
+        session, batch = pair
         start.wait()
         begin, done = time.perf_counter(), 0
         while not done or time.perf_counter() - begin < window_s:
             session.run(batch)
             done += len(batch)
-        found.append(done / (time.perf_counter() - begin))
+        return done / (time.perf_counter() - begin)
 
-    workers = [threading.Thread(target=work, args=pair) for pair in group]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return float(sum(found))
+    with concurrent.futures.ThreadPoolExecutor(len(group)) as pool:
+        return sum(pool.map(work, group))
 
 
 def streams(threads: int) -> int:
@@ -468,17 +468,19 @@ def measure(job: dict[str, Any], folder: Path, track: Track) -> dict[str, Any]:
     if job["engine"] not in ENGINES:
         raise ValueError(f"the engine {job['engine']!r} is not known here; known: {', '.join(ENGINES)}")
     rows: list[dict[str, Any]] = []
-    opened, pairs = [], []
+    opened: list[tuple[dict[str, Any], Path]] = []
+    pairs: list[Pair] = []
     load, threads = ENGINES[job["engine"]], job["threads"]
     for file in track(job["files"], "opening", len(job["files"])):
-        path = folder / file["path"]
+        row, path = {"file": file["name"], "engine": job["engine"], "error": None}, folder / file["path"]
+        rows.append(row)
         try:
-            row, pair = open_timed(functools.partial(load, path, threads), job["batch"])
+            timed, pair = open_timed(functools.partial(load, path, threads), job["batch"])
         except Exception as error:  # the other files are measured; what the runtime said is passed on
-            rows.append({"file": file["name"], "error": str(error).replace(str(path), file["name"])})
+            row["error"] = str(error).replace(str(path), file["name"])
             continue
-        rows.append({"file": file["name"], "error": None, **row})
-        opened.append((rows[-1], path))
+        row.update(timed)
+        opened.append((row, path))
         pairs.append(pair)
     found.update(fill([row for row, _ in opened], pairs, job, track))
     for row, path in opened if job["layers"] else []:
@@ -507,7 +509,9 @@ def fill(
     for row, pair in track(list(zip(rows, pairs)), "warming up", len(rows)):
         row["warm"] = warm_up(*pair)
     before = machine()
-    numbers = track(rounds(job["runs"], job["seconds"]), "profiling", job["runs"])
+    if not pairs:
+        return {"machine": before, "machine_after": before}
+    numbers = track(rounds(job["runs"], job["seconds"], FEWEST), "profiling", job["runs"])
     for row, times in zip(rows, interleave(pairs, numbers, job["seed"])):
         row["times_ms"] = times
     found = {"machine": before, "machine_after": machine()}

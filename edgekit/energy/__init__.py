@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.energy.meters import Meter, NoMeter, found
 from edgekit.devices.runner import noise
+from edgekit.energy.meters import Meter, NoMeter, found
 from edgekit.engines import engine
 from edgekit.engines.tensorrt import TENSORRT
 from edgekit.statistics import interval

@@ -8,7 +8,6 @@ from typing import Any
 
 from edgekit.bundle import Bundle
 from edgekit.context import Track, no_progress
-from edgekit.devices.runner import machine
 from edgekit.engines import engine
 from edgekit.footprint import with_footprint
 from edgekit.profile.document import document, summary
@@ -44,9 +43,7 @@ def profile(
     reasons = {subject.name: engine(subject.engine).missing() for subject in subjects}
     usable = [subject for subject in subjects if reasons[subject.name] is None]
     unmeasured = {name: reason for name, reason in reasons.items() if reason is not None}
-    here = machine()
-    nothing: dict[str, Any] = {"rows": [], "versions": {}, "machine": here, "machine_after": here}
-    measured = measure(usable, plan, end_to_end, track) if usable else nothing
+    measured = measure(usable, plan, end_to_end, track)
     files: dict[str, dict[str, Path]] = {}
     for subject in usable:
         if subject.path.is_file():  # a bundle's module is none

@@ -6,10 +6,10 @@ import dataclasses
 import re
 from typing import Any
 
+from edgekit.devices.runner import FEWEST
 from edgekit.errors import BadInput
 
 RUNS = 100
-FEWEST = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
