@@ -32,7 +32,7 @@ __all__ = [
 def profile(
     subjects: Sequence[Subject], plan: Plan, end_to_end: bool = False, track: Track = no_progress
 ) -> dict[str, Any]:
-    """Measure files here, all interleaved, with their footprint, what they were measured by and on (`edgekit/profile/1`).
+    """Measure files here, all interleaved, with their footprint and what they were measured by and on.
 
     Files of an engine that cannot run here are not timed: `unmeasured` says why. Another engine's times would say
     nothing about them.
