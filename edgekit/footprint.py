@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ def sized(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     return row | sizes(path) | {"transport_bytes": transport_bytes(path.read_bytes())} if path.is_file() else row
 
 
-def with_footprint(document: dict[str, Any], files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+def with_footprint(document: dict[str, Any], files: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
     """A profile document (`profile.document`) with the memory and the energy of each file.
 
     Args:
-        files: by engine, as they were profiled.
+        files: by engine and by the name that they were profiled under.
     """
     return with_energy(with_memory(document, files), files)

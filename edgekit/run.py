@@ -25,7 +25,7 @@ from edgekit.engines import engine, runner
 from edgekit.errors import BadInput, NothingChanged, ParityError
 from edgekit.export import PARITY_DB, export, finish, serialise
 from edgekit.files import read_json, write_bytes, write_json
-from edgekit.footprint import sized, with_footprint
+from edgekit.footprint import sized
 from edgekit.graph import deterministic, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
@@ -39,7 +39,7 @@ from edgekit.recipe import Step
 from edgekit.rewrites.fold import Fold
 from edgekit.schema import to_json
 from edgekit.shipping import ship
-from edgekit.targets import Target, target
+from edgekit.targets import Target
 from edgekit.train.settings import Training
 from edgekit.weights import load_exact
 
@@ -115,22 +115,11 @@ def train(model: str, recipe: str, data: str | Sequence[str], out: str | Path, *
 def _finish(job: Job, runs: int, threads: int) -> None:
     """Measure and judge a sealed bundle, and remove what only a resumed run would need."""
     made = bundles.open_bundle(job.out)
-    measure(made, runs, threads, job.track, stages=sorted(job.work.glob("stage-*.onnx")))
+    stages = sorted(job.work.glob("stage-*.onnx"))
+    profile.profile_bundle(made, profile.Plan(runs=runs, threads=threads), stages, track=job.track)
     if job.recipe.gates:
         made.add("gates", {"verdicts": report.verdicts_json(judge(made, job.recipe.gates))})
     shutil.rmtree(job.work, ignore_errors=True)
-
-
-def measure(bundle: Bundle, runs: int, threads: int, track: Track = no_progress, stages: Sequence[Path] = ()) -> None:
-    """Profile the base, the `stages` and every shipped file of a bundle, and keep the result.
-
-    The files of an engine are interleaved in one run; those of an engine that cannot run here have no latency.
-    """
-    files: dict[str, list[Path]] = {}
-    for file in (bundle.base, *stages, *bundle.models):
-        of = bundle.base if file in stages else file  # a stage is of the base's target
-        files.setdefault(target(of.name.split(".")[1]).engine, []).append(file)
-    bundle.add("profile", with_footprint(profile.document(files, runs, threads, track), files))
 
 
 def judge(

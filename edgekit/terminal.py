@@ -39,8 +39,15 @@ def si(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def digits(value: float | None) -> str:
+    """Three digits or more: 0.0123, 1.23, 12.34, 123, 1234."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
 def latency(value: dict[str, float] | None) -> str:
-    return "–" if value is None else f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return "–" if value is None else f"{digits(value['median'])} [{digits(value['low'])}, {digits(value['high'])}]"
 
 
 def megabytes(value: float | None) -> str:

@@ -194,7 +194,7 @@ def document(*names):
 
 def test_the_profile_gets_joules_where_there_is_a_meter(counted, tmp_path, monkeypatch):
     monkeypatch.setitem(meters.METERS, "ina3221", lambda: counted)
-    found = energy.with_energy(document("a", "b"), {"onnxruntime": [tmp_path / "a", tmp_path / "b"]})
+    found = energy.with_energy(document("a", "b"), {"onnxruntime": {name: tmp_path / name for name in "ab"}})
     assert [row["energy_j"]["median"] for row in found["rows"]] == [2.0, 3.0]
     assert found["energy"]["onnxruntime"]["meter"] == "test"
 
@@ -202,7 +202,7 @@ def test_the_profile_gets_joules_where_there_is_a_meter(counted, tmp_path, monke
 def test_the_profile_says_what_meters_it_looked_for(monkeypatch, tmp_path):
     monkeypatch.setitem(meters.METERS, "ina3221", lambda: ina3221(tmp_path, tmp_path))
     monkeypatch.setitem(meters.METERS, "rapl", lambda: rapl(tmp_path))
-    found = energy.with_energy(document("a"), {"onnxruntime": [tmp_path / "a"]})
+    found = energy.with_energy(document("a"), {"onnxruntime": {"a": tmp_path / "a"}})
     assert "energy_j" not in found["rows"][0]
     assert "INA3221" in found["energy"]["onnxruntime"]["missing"]
     assert "RAPL" in found["energy"]["onnxruntime"]["missing"]

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines import engine, noise
+from edgekit.devices.runner import noise
+from edgekit.engines import engine
 from edgekit.engines.arena import arena_bytes, most_in_use
 from edgekit.errors import BadInput
 from edgekit.memory import child, resident, sizes, with_memory
@@ -153,7 +154,7 @@ def test_a_file_that_cannot_be_loaded_is_named(tmp_path, bundle):
     onnx.save(free, tmp_path / "free.onnx")
     files = [tmp_path / "free.onnx", bundle.base]
     document = profile_document(**{path.name: 0 for path in files})
-    found = with_memory(document, {"onnxruntime": files})
+    found = with_memory(document, {"onnxruntime": {path.name: path for path in files}})
     assert "must be fixed numbers" in found["memory"]["unmeasured"]["free.onnx"]
     assert "resident_run_bytes" not in found["rows"][0] and found["rows"][0]["peak_bytes"] is None
     assert found["rows"][0]["peak_unknown"].startswith("the size of 'x' cannot be inferred")
@@ -164,7 +165,7 @@ def test_a_file_that_cannot_be_loaded_is_named(tmp_path, bundle):
 def test_host_memory_says_nothing_of_a_card(bundle):
     document = profile_document(**{bundle.base.name: 0})
     document["settings"]["engines"] = {"tensorrt": "11"}
-    found = with_memory(document, {"tensorrt": [bundle.base]})
+    found = with_memory(document, {"tensorrt": {bundle.base.name: bundle.base}})
     assert "graphics card" in found["memory"]["unmeasured"][bundle.base.name]
     assert found["rows"][0]["peak_bytes"] > 0
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.devices.runner import noise
 from edgekit.energy.meters import Meter, NoMeter, found
-from edgekit.engines import engine, noise
+from edgekit.engines import engine
 from edgekit.engines.tensorrt import TENSORRT
-from edgekit.profile import interval
+from edgekit.statistics import interval
 
 WINDOWS = 8
 ON_GPU = ("ina3221", "nvml")
@@ -26,27 +27,27 @@ ON_CPU = ("ina3221", "rapl")
 """The meters that see the work of an engine, in the order of preference."""
 
 
-def with_energy(document: dict[str, Any], files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+def with_energy(document: dict[str, Any], files: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
     """A profile document (`profile.document`) with `energy_j` in the rows of the files whose engine's work a meter here
     sees; `document["energy"]` names the meter and the idle power by engine, or says why there is none.
 
     Args:
-        files: by engine, as they were profiled.
+        files: by engine and by the name that they were profiled under.
     """
     settings = document["settings"]
     energies: dict[str, Any] = {}
     by_engine: dict[str, Any] = {}
-    for name in settings["engines"]:
+    for name in files:
         meter, reasons = found(ON_GPU if name in TENSORRT else ON_CPU)
         try:
             if meter is None:
                 raise NoMeter("; ".join(reasons.values()))
-            idle_w, joules = measure(meter, files[name], name, settings["threads"], settings["batch"])
+            idle_w, joules = measure(meter, list(files[name].values()), name, settings["threads"], settings["batch"])
         except (NoMeter, OSError) as error:
             by_engine[name] = {"missing": str(error)}
             continue
         by_engine[name] = {"meter": meter.what, "idle_w": interval(idle_w)}
-        energies |= {path.name: {"energy_j": interval(series)} for path, series in zip(files[name], joules)}
+        energies |= {label: {"energy_j": interval(series)} for label, series in zip(files[name], joules)}
     rows = [row | energies.get(row["file"], {}) for row in document["rows"]]
     return document | {"rows": rows, "energy": by_engine}
 

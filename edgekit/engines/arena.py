@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.engines.onnxruntime import Session
+from edgekit.devices.runner import Session
 
 IN_USE, GAINED, PEAK = "mem_bytes_in_use", "mem_in_use_delta", "mem_in_use_peak"
 

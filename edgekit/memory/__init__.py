@@ -36,20 +36,20 @@ def sizes(path: Path, batch: int = 1) -> dict[str, Any]:
         return {"weight_bytes": weights, "peak_bytes": None, "peak_unknown": str(error)}
 
 
-def with_memory(document: dict[str, Any], files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+def with_memory(document: dict[str, Any], files: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
     """A profile document (`profile.document`) with the memory of each file in its row; `document["memory"]` says by
     file what could not be measured, and why.
 
     Args:
-        files: by engine, as they were profiled.
+        files: by engine and by the name that they were profiled under.
     """
     settings = document["settings"]
     found: dict[str, dict[str, Any]] = {}
-    for name in settings["engines"]:
-        for path, record in zip(files[name], _resident(files[name], name, settings)):
-            found[path.name] = sizes(path, settings["batch"]) | record
+    for name, named in files.items():
+        for (label, path), record in zip(named.items(), _resident(list(named.values()), name, settings)):
+            found[label] = sizes(path, settings["batch"]) | record
     failed = {name: record.pop("error") for name, record in found.items() if "error" in record}
-    rows = [row | found[row["file"]] for row in document["rows"]]
+    rows = [row | found.get(row["file"], {}) for row in document["rows"]]
     return document | {"rows": rows, "memory": {"unmeasured": failed}}
 
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgekit.engines import engine, noise
+from edgekit.devices.runner import noise
+from edgekit.engines import engine
 from edgekit.engines.arena import arena_bytes
 
 RUNS = 3
