@@ -21,6 +21,9 @@ trust_option = click.option("--trust", is_flag=True, help="Let the bundle's sour
 threads_option = click.option(
     "--threads", type=click.IntRange(0), default=1, show_default=True, help="Threads of one inference."
 )
+batch_option = click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images of one inference."
+)
 SOURCES = "digits, folder:, csv:, npz:, wds:, masks:, coco:, synthetic or python:."
 data_option = click.option("--data", "data", multiple=True, metavar="[ROLE=]DATA", help=SOURCES)
 io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")
@@ -230,22 +233,73 @@ def unpack(path: Path, out: Path, base: Path | None) -> None:
 
 
 @main.command()
-@click.argument("path", metavar="FILE_OR_BUNDLE", type=PATH)
-@click.option("--runs", type=click.IntRange(8), default=100, show_default=True)
+@click.argument("paths", metavar="FILE_OR_BUNDLE…", type=PATH, nargs=-1, required=True)
+@click.option("--runs", type=int, help="Rounds; each file runs once in each. Default: 100.")
+@click.option("--seconds", type=float, help="Instead of a number of rounds, how long they go on.")
 @threads_option
+@batch_option
 @click.option("--engine", help="What runs a file; default: onnxruntime. A bundle's files run in their own engines.")
+@click.option("--throughput", is_flag=True, help="Also images a second with every core at work.")
+@click.option("--sustained", metavar="TIME", help="Also each file without a pause for this long, e.g. 5m.")
+@click.option("--layers", is_flag=True, help="Also the time of each layer.")
+@trust_option
 @json_option
-def profile(path: Path, runs: int, threads: int, engine: str | None, as_json: bool) -> None:
-    """Measure latency: all files of a bundle interleaved, with bootstrap intervals.
+def profile(
+    paths: tuple[Path, ...], engine: str | None, sustained: str | None, trust: bool, as_json: bool, **settings: Any
+) -> None:
+    """Measure latency: all files and those of bundles interleaved, with bootstrap intervals.
 
     \b
     edgekit profile out/quickstart --runs 200
+    edgekit profile model.onnx other.onnx --seconds 30 --layers
     """
     from edgekit import tables
-    from edgekit.deploy import profile_path
+    from edgekit.deploy import profile_paths
+    from edgekit.profile import Plan, seconds_of
 
-    found = profile_path(path, runs, threads, engine, track)
+    plan = Plan(**settings, sustained_s=seconds_of(sustained) if sustained else None)
+    found = profile_paths(paths, plan, engine, trust, track)
     emit(found) if as_json else tables.show_profile(found)
+
+
+@main.command()
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="The longest that it may take.")
+@click.option("--floor", default=0.02, show_default=True, help="The least difference that counts, as a share.")
+@click.option("--max-ratio", type=float, help="Exit 1 where SECOND takes more than this share of FIRST's time.")
+@threads_option
+@batch_option
+@click.option("--engine", help="What runs both; default: onnxruntime.")
+@data_option
+@io_option
+@json_option
+def compare(
+    first: Path,
+    second: Path,
+    floor: float,
+    max_ratio: float | None,
+    engine: str | None,
+    data: tuple[str, ...],
+    io_file: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Say whether SECOND is faster or slower than FIRST: paired rounds until it is sure. With --data, score both too.
+
+    Exits 3 where the time was over first; with --max-ratio, 1 where SECOND is beyond that for sure, 0 where within.
+
+    \b
+    edgekit compare old.onnx new.onnx --max-ratio 1.05
+    """
+    from edgekit import tables
+    from edgekit.deploy import compare_files
+    from edgekit.profile import Plan
+    from edgekit.profile.compare import exit_code
+
+    found = compare_files(first, second, Plan(**settings), floor, max_ratio, engine, data, io_file, track)
+    emit(found) if as_json else tables.show_comparison(found)
+    return exit_code(found)
 
 
 @main.command()
@@ -256,6 +310,7 @@ def profile(path: Path, runs: int, threads: int, engine: str | None, as_json: bo
 )
 @click.option("--allow", multiple=True, type=click.Choice(["data", "target"]), help="Accept a baseline of another one.")
 @click.option("--update-baseline", "update", type=PATH, help="Write this bundle's figures here, as the next baseline.")
+@click.option("--seconds", type=click.FloatRange(1), default=60, show_default=True, help="For each ratio of latencies.")
 @click.option("--junit", type=PATH, help="Write JUnit XML here.")
 @click.option("--markdown", type=PATH, help="Write Markdown here.")
 @json_option
@@ -271,7 +326,7 @@ def gate(bundle: Path, gates_file: Path, allow: tuple[str, ...], as_json: bool, 
     from edgekit.deploy import gate_bundle
     from edgekit.gate import exit_code
 
-    verdicts = gate_bundle(bundle, gates_file, allowed=allow, **given)
+    verdicts = gate_bundle(bundle, gates_file, allowed=allow, track=track, **given)
     tables.show_verdicts(verdicts, as_json)
     return exit_code(verdicts)
 

@@ -4,7 +4,8 @@
 
 `max_drop` and `max_ratio` compare with the baseline: another bundle, a baseline file, or the uncompressed network of
 the same bundle. A metric that was not measured fails. test = "point" compares the measured value itself; "significant"
-asks that the whole 95 % interval lies on one side, and what lies on both is inconclusive.
+asks that the whole interval lies on one side of the limit, and what lies on both is inconclusive. So a ratio's limit is
+the effect that counts: max_ratio = 1.05 passes a network that is surely less than 5 % slower.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from edgekit.errors import unknown
 
 Row = dict[str, Any]
 METRICS = (
-    "params macs cio cio_paper size_bytes load_ms latency_ms top1 top5 miou pixel_accuracy map map50 "
-    "parity_db int8_convs"
+    "params macs cio cio_paper size_bytes transport_bytes weight_bytes peak_bytes arena_bytes resident_load_bytes "
+    "resident_run_bytes load_ms latency_ms energy_j top1 top5 miou pixel_accuracy map map50 parity_db int8_convs"
 ).split()
+NOISY = ("latency_ms", "energy_j")
 LIMITS = ("max", "min", "max_drop", "max_ratio")
 Outcome = Literal["pass", "fail", "inconclusive"]
 RESAMPLES = 1000
@@ -33,7 +35,8 @@ RESAMPLES = 1000
 class Gate:
     """One limit on one metric of the files that `target`, `precision`, `device` and `cpu` name, all of them globs.
 
-    None means every file that was measured; `cpu` may name several.
+    None means every file that was measured; `cpu` may name several. `test` is "significant" for times and energy, which
+    vary from run to run, and "point" for other metrics.
     """
 
     max: float | None = None
@@ -44,7 +47,7 @@ class Gate:
     precision: str | None = None
     device: str = "local"
     cpu: str | tuple[str, ...] | None = None
-    test: Literal["point", "significant"] = "point"
+    test: Literal["point", "significant"] | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
@@ -101,13 +104,17 @@ def check_names(gates: dict[str, Any], where: str) -> None:
 
 
 def judge(
-    gates: Mapping[str, Sequence[Gate]], rows: Sequence[Row], baseline: Callable[[Row], Row | None]
+    gates: Mapping[str, Sequence[Gate]],
+    rows: Sequence[Row],
+    baseline: Callable[[Row], Row | None],
+    beside: Callable[[Row, Row, float], Row] = lambda row, _other, _limit: row,
 ) -> list[Verdict]:
     """Judge every gate on every shipped file it names.
 
     Args:
         rows: a record per shipped file (see report.rows): file, target, precision and the metrics by name.
         baseline: gives the record that max_drop and max_ratio compare a row with.
+        beside: gives a row with its `latency_ratio` to the baseline's file, known as well as a limit asks for.
     """
     verdicts: list[Verdict] = []
     for metric, wanted in gates.items():
@@ -120,7 +127,10 @@ def judge(
                 ]
             for row in chosen:
                 against = baseline(row) if gate.compares else None
-                verdicts += [_judge(metric, gate, rule, row, against) for rule in gate.limits]
+                for rule, limit in gate.limits.items():
+                    timed = against is not None and (metric, rule) == ("latency_ms", "max_ratio")
+                    known = beside(row, against, limit) if timed and against else row
+                    verdicts.append(_judge(metric, gate, rule, known, against))
     return verdicts
 
 
@@ -140,7 +150,7 @@ def _judge(metric: str, gate: Gate, rule: str, row: Row, baseline: Row | None) -
         return failed(_without(metric, baseline))
     if not all(map(math.isfinite, found)):
         return failed(f"measured as {found[0]}, which is no number to judge")
-    return Verdict(metric, row["file"], rule, limit, _decide(rule, limit, *found, gate.test), *found)
+    return Verdict(metric, row["file"], rule, limit, _decide(rule, limit, *found, gate.test or _test(metric)), *found)
 
 
 def _compared(metric: str, rule: str, row: Row, baseline: Row) -> tuple[float, float, float] | None:
@@ -161,12 +171,17 @@ def latency_ratio(row: Row, baseline: Row) -> tuple[float, float, float] | None:
 
     Latencies of two runs, or of two processors, are never compared themselves.
     """
-    if row.get("ratio_to") == baseline["file"] and row.get("ratio_sha256") == baseline.get("sha256"):
+    if same_run(row, baseline):
         return _spread(row["latency_ratio"])
     if not row.get("ratio_sha256") or any(row.get(key) != baseline.get(key) for key in ("ratio_sha256", "cpu")):
         return None
     own, other = row["latency_ratio"], baseline["latency_ratio"]
     return own["median"] / other["median"], own["low"] / other["high"], own["high"] / other["low"]
+
+
+def same_run(row: Row, baseline: Row) -> bool:
+    """Whether both files were measured interleaved."""
+    return row.get("ratio_to") == baseline["file"] and row.get("ratio_sha256") == baseline.get("sha256")
 
 
 def _without(metric: str, baseline: Row | None) -> str:
@@ -194,6 +209,10 @@ def _drop(baseline: Row, row: Row) -> tuple[float, float, float]:
 
 def _means(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     return rng.choice(values, (RESAMPLES, len(values))).mean(axis=1)
+
+
+def _test(metric: str) -> str:
+    return "significant" if metric in NOISY else "point"
 
 
 def _decide(rule: str, limit: float, point: float, low: float, high: float, test: str) -> Outcome:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from edgekit.memory import resident
+
+resident.REPEATS = 1  # each costs a process that starts anew
 settings.register_profile("edgekit", deadline=None)  # a loaded machine is no fault of the code
 settings.load_profile("edgekit")
 

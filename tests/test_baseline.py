@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edgekit import report, run
+from edgekit import report
 from edgekit.baseline import open_baseline, own_baseline, write_baseline
 from edgekit.bundle import Bundle
 from edgekit.errors import BadInput
 from edgekit.gate import Gate
+from edgekit.judge import judge
 from edgekit.recipe import parse_gates
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +41,8 @@ def test_a_bundle_and_its_json_give_the_same_verdicts(bundle, written):
         "top1": [Gate(max_drop=0.0), Gate(max_drop=0.1, test="significant")],
         "params": [Gate(max_drop=0.0, target="onnx*")],
     }
-    found = run.judge(bundle, gates, open_baseline(written, bundle))
-    assert found == run.judge(bundle, gates, open_baseline(bundle.path, bundle))
+    found = judge(bundle, gates, open_baseline(written, bundle))
+    assert found == judge(bundle, gates, open_baseline(bundle.path, bundle))
     assert {verdict.outcome for verdict in found} == {"pass"}
 
 
@@ -59,26 +60,51 @@ def test_without_one_the_uncompressed_network_is_the_baseline(bundle):
 
 
 def test_latency_compares_by_the_ratio_to_the_same_base(bundle, written):
-    (verdict,) = run.judge(
-        bundle, {"latency_ms": [Gate(max_ratio=1.0, precision="int8")]}, open_baseline(written, bundle)
-    )
+    (verdict,) = judge(bundle, {"latency_ms": [Gate(max_ratio=1.0, precision="int8")]}, open_baseline(written, bundle))
     assert verdict.value == 1.0 and verdict.low < 1.0 < verdict.high
 
 
 def test_latency_of_another_run_or_processor_is_not_compared(bundle, written):
     rows = [{**row, "cpu": "another"} for row in json.loads(written.read_text())["rows"]]
     found = open_baseline(edited(written, rows=rows), bundle)
-    (verdict,) = run.judge(bundle, {"latency_ms": [Gate(max_ratio=2.0, precision="int8")]}, found)
+    (verdict,) = judge(bundle, {"latency_ms": [Gate(max_ratio=2.0, precision="int8")]}, found)
     assert verdict.outcome == "fail" and "another run" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("ratio", "outcomes"),
+    [
+        ({"median": 1.0, "low": 0.98, "high": 1.02}, ["pass", "fail"]),
+        ({"median": 1.0, "low": 0.6, "high": 1.2}, ["inconclusive", "fail"]),
+    ],
+)
+def test_latency_against_a_bundle_is_measured_side_by_side(bundle, monkeypatch, ratio, outcomes):
+    asked = []
+
+    def compare(first, second, plan, max_ratio, track):
+        asked.append((first.path, second.path, plan.seconds, max_ratio))
+        return {"ratio": ratio}
+
+    monkeypatch.setattr("edgekit.judge.compare", compare)
+    gates = {"latency_ms": [Gate(max_ratio=limit, precision="int8") for limit in (1.05, 0.5)]}
+    found = judge(bundle, gates, open_baseline(bundle.path, bundle), seconds=9)
+    assert [verdict.outcome for verdict in found] == outcomes
+    file = bundle.model("onnxruntime", "int8")
+    assert asked == [(file, file, 9, limit) for limit in (1.05, 0.5)]
+
+
+def test_a_ratio_that_no_time_was_enough_for_is_inconclusive(bundle, monkeypatch):
+    monkeypatch.setattr("edgekit.judge.compare", lambda *_given, **_more: {"ratio": None})
+    gates = {"latency_ms": [Gate(max_ratio=1.05, precision="int8")]}
+    (verdict,) = judge(bundle, gates, open_baseline(bundle.path, bundle))
+    assert verdict.outcome == "inconclusive"
 
 
 def test_other_samples_are_refused_unless_allowed(bundle, written):
     other = scored_elsewhere(bundle)
     with pytest.raises(BadInput, match=r"other test samples.*--allow data"):
         open_baseline(written, other)
-    (verdict,) = run.judge(
-        other, {"top1": [Gate(max_drop=1.0, precision="int8")]}, open_baseline(written, other, ["data"])
-    )
+    (verdict,) = judge(other, {"top1": [Gate(max_drop=1.0, precision="int8")]}, open_baseline(written, other, ["data"]))
     assert verdict.value == 0.0 and verdict.low < verdict.high, "not paired: the same answers still leave doubt"
 
 
@@ -87,11 +113,11 @@ def test_another_target_is_refused_unless_allowed(bundle, written):
     edited(written, rows=rows)
     gates = {"size_bytes": [Gate(max_ratio=1.0)]}
     with pytest.raises(BadInput, match=r"no file for onnxruntime.*it has tensorrt.*--allow target"):
-        run.judge(bundle, gates, open_baseline(written, bundle))
-    allowed = run.judge(bundle, gates, open_baseline(written, bundle, ["target"]))
+        judge(bundle, gates, open_baseline(written, bundle))
+    allowed = judge(bundle, gates, open_baseline(written, bundle, ["target"]))
     assert {verdict.outcome for verdict in allowed} == {"pass"}
     absolute = {"size_bytes": [Gate(max=10**9)]}
-    assert {verdict.outcome for verdict in run.judge(bundle, absolute, open_baseline(written, bundle))} == {"pass"}
+    assert {verdict.outcome for verdict in judge(bundle, absolute, open_baseline(written, bundle))} == {"pass"}
 
 
 @pytest.mark.parametrize(

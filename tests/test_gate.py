@@ -79,8 +79,9 @@ def test_gates_choose_files_by_globs(gate, applies):
 )
 def test_intervals_decide_only_when_asked(low, high, point, significant):
     value = {"median": (low + high) / 2 - 0.6, "low": low, "high": high}
-    assert outcome("latency_ms", Gate(max=10), row(latency_ms=value)) == point
-    assert outcome("latency_ms", Gate(max=10, test="significant"), row(latency_ms=value)) == significant
+    assert outcome("latency_ms", Gate(max=10, test="point"), row(latency_ms=value)) == point
+    assert outcome("latency_ms", Gate(max=10), row(latency_ms=value)) == significant
+    assert outcome("load_ms", Gate(max=10, test="significant"), row(load_ms=value)) == significant
 
 
 def test_latency_ratio_is_the_interleaved_one():

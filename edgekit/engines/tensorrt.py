@@ -162,8 +162,7 @@ class TensorRT:
         if reason:
             raise BadInput(f"{self.name} cannot open an engine here: {reason}")
         trt, _ = _library(self.module)
-        inspector = _deserialised(self.module, plan).create_engine_inspector()
-        return layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        return layers(_told(trt, _deserialised(self.module, plan).create_engine_inspector()))
 
     def executed_ops(self, model: Path | bytes) -> dict[str, int]:
         """How often each kind of layer stands in the engine of a file. Raises as `inspect`."""
@@ -207,7 +206,7 @@ class Session:
     """A built engine on the GPU, as ONNX Runtime's `Session`."""
 
     def __init__(self, runtime: TensorRT, engine: Any) -> None:
-        self._trt = _library(runtime.module)[0]
+        self._runtime, self._trt = runtime, _library(runtime.module)[0]
         self._engine, self._context, self._stream = engine, engine.create_execution_context(), cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
@@ -248,8 +247,13 @@ class Session:
             raise BadInput("TensorRT could not run the engine; its log has the reason")
         self._stream.wait()
 
-    def layer_times(self, batch: np.ndarray, runs: int = 20) -> dict[str, float]:
-        """Mean milliseconds of each layer at this batch; a profiled run is slower than `run` as a whole."""
+    def fork(self) -> Session:
+        """A session for another thread to run at the same time, of the same engine and with memory of its own."""
+        return Session(self._runtime, self._engine)
+
+    def operator_times(self, batch: np.ndarray, runs: int = 20) -> list[dict[str, Any]]:
+        """Mean milliseconds of each layer of the engine at this batch ({"name", "kind", "nodes", "ms"}), in the order
+        they run; `nodes` are of the ONNX file. A profiled run is slower than `run` as a whole."""
         total: dict[str, float] = {}
 
         class Profiler(self._trt.IProfiler):  # type: ignore[name-defined]
@@ -261,7 +265,18 @@ class Session:
         context.profiler = Profiler()
         for _ in range(runs):
             self._execute(context, batch)
-        return {name: ms / runs for name, ms in total.items()}
+        inspector = self._engine.create_engine_inspector()
+        known = {layer.name: layer for layer in layers(_told(self._trt, inspector))}
+        return [_operator(name, known.get(name), ms / runs) for name, ms in total.items()]
+
+
+def _told(trt: Any, inspector: Any) -> str:
+    return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+def _operator(name: str, layer: Layer | None, ms: float) -> dict[str, Any]:
+    kind, nodes = (layer.kind, list(layer.nodes)) if layer else ("", [])
+    return {"name": name, "kind": kind, "nodes": nodes, "ms": ms}
 
 
 @functools.cache

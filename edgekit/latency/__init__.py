@@ -19,10 +19,10 @@ from edgekit.latency.measure import Timings, time_variants
 from edgekit.latency.model import LatencyModel, LayerCost
 from edgekit.latency.table import Key, Table, Whole, load
 from edgekit.latency.variants import Family, Variant, family, scattered, uniform
-from edgekit.machine import machine
+from edgekit.machine import identity
 from edgekit.net import Net, edits_to_json
-from edgekit.profile import interval
 from edgekit.schema import canonical, sha256, to_json
+from edgekit.statistics import interval
 
 __all__ = ["LatencyModel", "LayerCost", "Table", "Timings", "build_table", "layer_table", "table_key"]
 
@@ -54,8 +54,7 @@ def layer_table(
 def table_key(net: Net, input: Input, threads: int) -> Key:
     source = {name: value for name, value in to_json(net.source).items() if name != "weights"}
     network = sha256(canonical({"source": source, "edits": edits_to_json(net.edits), "input": input.shape}))
-    here = {name: value for name, value in machine().items() if name != "load"}
-    return Key(network, here, ENGINE, engine(ENGINE).version(), threads)
+    return Key(network, identity(), ENGINE, engine(ENGINE).version(), threads)
 
 
 def build_table(

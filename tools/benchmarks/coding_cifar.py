@@ -1,16 +1,18 @@
 """Fewer bits a weight with training: CIFAR networks coded by vectors and by shifts, all with the same training.
 
-    python tools/benchmarks/coding_cifar.py          # about two hours on one core; goes on where it was stopped
+    python tools/benchmarks/coding_cifar.py          # about an hour on one core; goes on where it was stopped
+    python tools/benchmarks/coding_cifar.py --only mobilenet_v2  # of one network; several can run side by side
     python tools/benchmarks/coding_cifar.py --write  # the JSON from what there is
 
 The networks: two given CIFAR ResNets, fine-tuned on these JPEGs (`distil.trained_teacher`), and the MobileNetV2 of
 half width that `int8_cifar` trains. Each way gets `EPOCHS` epochs on the same `IMAGES` training pictures: plain product
 quantisation (`pq`) codes first and trains its codebooks; LR²VQ (`lr2vq`) trains its low rank in the first half and its
 codebooks in the second; shifts train their weights; `float` trains as it is. Two ways with the same bits have the same
-k and m, so their files hold the same codes.
+k and m, so their files hold as many codes and as large codebooks.
 
 Each way's learning rate is the one of `RATES` that is best on 5,000 training pictures held out of this training, after
-a run on ResNet-20 with seed 0. Scored: the exported file in ONNX Runtime, on all 10,000 test pictures.
+a run on ResNet-20 with seed 0 and two bits (vectors) or three (shifts). Scored: the exported file in ONNX Runtime, on
+all 10,000 test pictures.
 """
 
 import argparse
@@ -40,20 +42,21 @@ from edgekit.weights import load_into
 
 sys.path.insert(0, str(Path(__file__).parent))
 ROWS = Path(__file__).resolve().parents[2] / "out" / "benchmarks" / "coding_cifar" / "rows.jsonl"
-IMAGES, HELD, EPOCHS, SEEDS, RATES = 10_000, 5_000, 2, (0, 1), (0.003, 0.01, 0.03)
+IMAGES, HELD, EPOCHS, SEEDS, RATES = 5_000, 5_000, 2, (0, 1), (0.003, 0.01, 0.03)
 NETWORKS = ("cifar_resnet_20", "cifar_resnet_56", "mobilenet_v2")
 Row = dict[str, Any]
 
-# Bits of a code over the weights it stands for.
-VECTORS: dict[float, Row] = {
-    1: {"k": 256, "m": {"conv": 9, "depthwise": 9, "pointwise": 8, "linear": 8}},
-    2: {"k": {"depthwise": 64}, "m": {"conv": 4, "depthwise": 3, "pointwise": 4, "linear": 4}},
-    3: {
-        "k": {"conv": 64, "depthwise": 512, "pointwise": 64, "linear": 64},
-        "m": {"conv": 2, "depthwise": 3, "pointwise": 2, "linear": 2},
-    },
+# Bits of a code over the weights it stands for. Small layers need small codebooks, or these outweigh the codes.
+VECTORS: dict[int, Row] = {
+    bits: {
+        "k": {"depthwise": 2 ** (3 * bits), "conv": k, "pointwise": k, "linear": k},
+        "m": {"depthwise": 3, "conv": m, "pointwise": m, "linear": m},
+    }
+    for bits, k, m in ((1, 16, 4), (2, 16, 2), (3, 64, 2))
 }
 SHIFTS = {"denseshift": (2, 3, 4), "deepshift_q": (2, 3, 4), "deepshift_ps": (3, 4)}
+CHOSEN_AT = {"float": 32, "pq": 2, "lr2vq": 2, "denseshift": 3, "deepshift_q": 3, "deepshift_ps": 3}
+"""The bits at which a way's learning rate is found."""
 WAYS = (
     ("float", 32),
     *((way, bits) for bits in VECTORS for way in ("pq", "lr2vq")),
@@ -67,17 +70,21 @@ TUNE: Row = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="train nothing")
-    if not parser.parse_args().write:
-        for name in NETWORKS:
+    parser.add_argument("--only", choices=NETWORKS, help="this network alone, and write no JSON")
+    given = parser.parse_args()
+    if not given.write:
+        networks = [given.only] if given.only else NETWORKS
+        for name in networks:
             measure(name, "base", 32, 0)
         for seed in SEEDS:
-            for name in NETWORKS:
+            for name in networks:
                 for way, bits in WAYS:
                     measure(name, way, bits, seed)
-    write("coding_cifar", [row for row in kept(ROWS) if row["part"] == "scored"], claims(), SEEDS[0])
+    if not given.only:
+        write("coding_cifar", [row for row in kept(ROWS) if row["part"] == "scored"], claims(), SEEDS[0])
 
 
-def steps(way: str, bits: float, lr: float) -> list[Row]:
+def steps(way: str, bits: int, lr: float) -> list[Row]:
     """The recipe of a way."""
     train = {**TUNE, "epochs": EPOCHS, "lr": lr}
     if way == "pq":
@@ -88,12 +95,12 @@ def steps(way: str, bits: float, lr: float) -> list[Row]:
     return [train] if way == "float" else [{"name": "shift", "method": way, "bits": bits}, train]
 
 
-def measure(name: str, way: str, bits: float, seed: int) -> None:
+def measure(name: str, way: str, bits: int, seed: int) -> None:
     key: Row = {"part": "scored", "network": name, "way": way, "bits": bits, "seed": seed}
     if found(key):
         return
     began = time.monotonic()
-    lr = None if way == "base" else rate(way, bits)
+    lr = None if way == "base" else rate(way)
     net = base(name) if lr is None else made(name, way, bits, lr, seed)
     top1 = score_file(net, pictures().role("test"), INPUT, OUTPUT)
     content = serialise(export(net.module, INPUT, OUTPUT, target("onnxruntime")).model)
@@ -101,9 +108,9 @@ def measure(name: str, way: str, bits: float, seed: int) -> None:
     keep({**key, "lr": lr, "top1": top1, **sizes, "minutes": round((time.monotonic() - began) / 60, 2)})
 
 
-def rate(way: str, bits: float) -> float:
+def rate(way: str) -> float:
     """The learning rate that a way was best with on the held pictures."""
-    rows = []
+    rows, bits = [], CHOSEN_AT[way]
     for lr in RATES:
         key: Row = {"part": "rate", "way": way, "bits": bits, "lr": lr}
         if not (row := found(key)):
@@ -115,7 +122,7 @@ def rate(way: str, bits: float) -> float:
 
 
 @functools.lru_cache(maxsize=len(RATES))
-def made(name: str, way: str, bits: float, lr: float, seed: int) -> Net:
+def made(name: str, way: str, bits: int, lr: float, seed: int) -> Net:
     net = base(name)
     ctx = context(net, INPUT, OUTPUT, pictures(), seed)
     for table in steps(way, bits, lr):
@@ -154,7 +161,7 @@ def keep(row: Row) -> Row:
     return keep_row(ROWS, row)
 
 
-def mean(name: str, way: str, bits: float) -> float | None:
+def mean(name: str, way: str, bits: int) -> float | None:
     """Top-1 over the seeds, where all of them are there."""
     rows = [row for row in kept(ROWS) if row["part"] == "scored"]
     values = [row["top1"] for row in rows if (row["network"], row["way"], row["bits"]) == (name, way, bits)]

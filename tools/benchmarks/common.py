@@ -14,7 +14,7 @@ from edgekit.engines import engine
 from edgekit.evaluate import evaluate
 from edgekit.export import export, serialise
 from edgekit.job import versions
-from edgekit.machine import machine
+from edgekit.machine import identity
 from edgekit.net import Net
 from edgekit.targets import target
 
@@ -57,11 +57,9 @@ def keep(path: Path, row: dict[str, Any]) -> dict[str, Any]:
 
 def write(name: str, rows: list[dict[str, Any]], claims: list[dict[str, Any]], seed: int = 0, **extra: Any) -> None:
     """Write `results/NAME.json` and print the claims."""
-    found = machine()
-    found.pop("load")
     document = {
         "schema": "edgekit/benchmark/1",
-        "machine": found,
+        "machine": identity(),
         "versions": versions(),
         "command": " ".join(["python", f"tools/benchmarks/{name}.py", *sys.argv[1:]]),
         "seed": seed,

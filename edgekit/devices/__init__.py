@@ -1,0 +1,1 @@
+"""Machines that files run on: this one and others."""
