@@ -81,7 +81,7 @@ def test_latency_of_another_run_or_processor_is_not_compared(bundle, written):
 def test_latency_against_a_bundle_is_measured_side_by_side(bundle, monkeypatch, ratio, outcomes):
     asked = []
 
-    def compare(first, second, plan, max_ratio, track):
+    def compare(first, second, plan, max_ratio, **_track):
         asked.append((first.path, second.path, plan.seconds, max_ratio))
         return {"ratio": ratio}
 

@@ -7,6 +7,7 @@ import pytest
 
 from edgekit import report, tables
 from edgekit.gate import Gate
+from edgekit.judge import judge
 from edgekit.terminal import show
 from edgekit.transport.pack import transport_bytes
 
