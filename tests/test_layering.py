@@ -30,7 +30,7 @@ LAYERS = [
     {"report", "recipe", "inspection", "doctor", "catalogue"},
     {"job"},
     {"run"},
-    {"bisect", "deploy", "tables"},
+    {"bisect", "deploy", "on_device", "tables"},
     {"cli", "__main__"},
 ]
 LONGER = {"devices/runner.py": 560}
