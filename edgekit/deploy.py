@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from edgekit.baseline import open_baseline, write_baseline
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
 from edgekit.data import check_plain
+from edgekit.devices.address import addresses
 from edgekit.engines import Runner, engine, runner
 from edgekit.engines.tensorrt import TENSORRT, build_script
 from edgekit.errors import BadInput
@@ -26,6 +27,7 @@ from edgekit.onnx_file import input_shapes, read, read_io
 from edgekit.phones import to_ort
 from edgekit.profile import Plan, Subject
 from edgekit.profile.compare import compare
+from edgekit.profile.remote import profile_there
 from edgekit.recipe import Recipe, from_tables, parse_gates
 from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.fp16 import Fp16
@@ -153,6 +155,35 @@ def profile_paths(
         return profile.profile_bundle(open_bundle(paths[0]), plan, end_to_end=True, track=track)
     subjects = [subject for path in paths for subject in _subjects(path, engine_name, trust)]
     return profile.profile(_told_apart(subjects), plan, end_to_end=True, track=track)
+
+
+def profile_on_devices(
+    paths: Sequence[Path],
+    plan: Plan,
+    engine_name: str | None,
+    devices: Sequence[str],
+    fleet: Path | None,
+    track: Track = no_progress,
+    log: Callable[[str], None] = lambda _line: None,
+) -> dict[str, Any]:
+    """Profile files and bundles on devices, given as addresses and as a file of them; nothing is kept in a bundle.
+
+    Raises:
+        BadInput: as `profile_paths`, a device that is none, or no device could measure.
+    """
+    there = addresses(devices, fleet)
+    if engine_name is not None and any(path.is_dir() for path in paths):
+        raise BadInput("the files of a bundle run in their targets' engines; leave out --engine, or name its files")
+    subjects = [
+        subject
+        for path in paths
+        for subject in (profile.subjects(open_bundle(path)) if path.is_dir() else [_file(path, engine_name)])
+    ]
+    return profile_there(_told_apart(subjects), plan, there, track, log)
+
+
+def _file(path: Path, engine_name: str | None) -> Subject:
+    return Subject(path.name, path, engine_name or "onnxruntime")
 
 
 def _subjects(path: Path, engine_name: str | None, trust: bool) -> list[Subject]:

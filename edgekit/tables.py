@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit import gate, report
-from edgekit.terminal import digits, joules, latency, make, megabytes, show, si
+from edgekit.terminal import decibel, digits, joules, latency, make, megabytes, percent, show, si
 from edgekit.verify import compared
 
 if TYPE_CHECKING:
@@ -209,6 +209,72 @@ def show_score(found: dict[str, Any]) -> None:
     show(made)
     if found["skipped"]:
         print(f"{found['skipped']} images could not be decoded and were left out")
+
+
+def show_fleet(found: dict[str, Any]) -> None:
+    """The latencies on every device, what they were measured on, and what could not be measured."""
+    made = make("device", "file", "latency ms [95 %]", "ratio [95 %]")
+    for profile in found["profiles"]:
+        for row in profile["rows"]:
+            ratio = latency(row["latency_ratio"]) if len(profile["rows"]) > 1 else ""
+            made.add_row(profile["device"], row["file"], latency(row["latency_ms"]), ratio)
+    made.columns[1].justify = "left"
+    show(made)
+    for profile in found["profiles"]:
+        print(f"{profile['device']}: ", end="")
+        _show_conditions(profile, profile["settings"]["engines"])
+        for row in profile["rows"]:
+            _show_layers({**row, "file": f"{profile['device']}: {row['file']}"}, 12)
+        for name, reason in profile["unmeasured"].items():
+            print(f"{name}: not measured on {profile['device']}: {reason}")
+    show_failed(found["failed"])
+
+
+def show_device_scores(found: dict[str, Any]) -> None:
+    """The metrics here and on each device, and how many answers differ from those here."""
+    here = {"device": "here", **found["here"]}
+    metrics = list(here["metrics"])
+    made = make("where", *metrics, "same answers %", "SQNR dB", title=f"{found['file']}, {found['n']} samples")
+    for row in (here, *found["devices"]):
+        values = [row["metrics"].get(name) for name in metrics]
+        made.add_row(row["device"], *map(percent, (*values, row.get("agreement"))), decibel(row.get("sqnr_db")))
+    show(made)
+    for row in (here, *found["devices"]):
+        machine = row["machine"]
+        flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
+        print(f"{row['device']}: {machine['cpu']}{flags}, {found['engine']} {row['engine_version']}")
+    show_failed(found["failed"])
+    if found["skipped"]:
+        print(f"{found['skipped']} images could not be decoded and were left out")
+
+
+def show_layer_tables(found: dict[str, Any]) -> None:
+    made = make("device", "model", "latency ms [95 %]", "layers", "error %", "worst %")
+    for row in found["rows"]:
+        errors = (f"{100 * row['error'][name]:.1f}" for name in ("median", "worst"))
+        made.add_row(row["device"], row["model"], latency(row["latency_ms"]), str(row["layers"]), *errors)
+    made.columns[1].justify = "left"
+    show(made)
+    for row in found["rows"]:
+        print(f"{row['device']}: {row['what']}\nkept in {row['path']}")
+    show_failed(found["failed"])
+
+
+def show_failed(failed: dict[str, str]) -> None:
+    for reason in failed.values():
+        print(f"not measured: {reason}")
+
+
+def show_device(found: dict[str, Any]) -> None:
+    made = make("what", "found")
+    made.columns[-1].justify = "left"
+    for name in ("device", "system", "python", "numpy", "onnxruntime"):
+        made.add_row(name, found[name])
+    made.add_row("free there", f"{found['free_bytes'] / 1e6:,.0f} MB")
+    made.add_row("kept there", f"{found['cache_bytes'] / 1e6:,.1f} MB in {found['folder']}")
+    if found["freed_bytes"] is not None:
+        made.add_row("removed", f"{found['freed_bytes'] / 1e6:,.1f} MB")
+    show(made)
 
 
 def show_bisection(found: dict[str, Any], most: int = 12) -> None:

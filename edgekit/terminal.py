@@ -57,3 +57,11 @@ def megabytes(value: float | None) -> str:
 
 def joules(value: dict[str, float]) -> str:
     return f"{value['median']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def decibel(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

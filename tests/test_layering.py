@@ -32,7 +32,7 @@ LAYERS = [
     {"judge"},
     {"job"},
     {"run"},
-    {"bisect", "deploy", "tables"},
+    {"bisect", "deploy", "on_device", "tables"},
     {"cli", "__main__"},
 ]
 LONGER = {"devices/runner.py": 560}

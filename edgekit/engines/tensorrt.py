@@ -344,21 +344,30 @@ def _deserialised(module: str, plan: bytes) -> Any:
     return engine
 
 
-def build_script(runtime: TensorRT, model: str, shapes: Mapping[str, Sequence[int | None]]) -> str:
-    """A shell script that builds the file `model`, beside it, on the device.
+Shapes = Mapping[str, Sequence[int | None]]
+"""Of each input; None where the batch is free."""
 
-    Args:
-        shapes: of each input; None where the batch is free.
-    """
+
+def build_options(runtime: TensorRT, shapes: Shapes) -> list[str]:
+    """What the command-line builder is told besides the names of files."""
+    free = any(shape[0] is None for shape in shapes.values())
+    ranges = [shape_option(*pair, shapes) for pair in zip(("minShapes", "optShapes", "maxShapes"), BATCHES)]
+    return [*runtime.flags, *(ranges if free else []), "--profilingVerbosity=detailed"]
+
+
+def shape_option(name: str, batch: int, shapes: Shapes) -> str:
+    """An option of that name: the inputs' shapes at a batch size, where that is free."""
+    written = (f"{input}:{'x'.join(str(size or batch) for size in shape)}" for input, shape in shapes.items())
+    return f"--{name}={','.join(written)}"
+
+
+def build_script(runtime: TensorRT, model: str, shapes: Shapes) -> str:
+    """A shell script that builds the file `model`, beside it, on the device."""
     stem = model.removesuffix(".onnx")
-    command = [runtime.tool, f"--onnx={model}", f"--saveEngine={stem}.plan", *runtime.flags]
+    command = [runtime.tool, f"--onnx={model}", f"--saveEngine={stem}.plan"]
     if runtime.timing_cache:
         command.append(f"--timingCacheFile={stem}.timing")
-    if any(shape[0] is None for shape in shapes.values()):
-        for option, size in zip(("minShapes", "optShapes", "maxShapes"), BATCHES):
-            written = (f"{name}:{'x'.join(str(n or size) for n in shape)}" for name, shape in shapes.items())
-            command.append(f"--{option}={','.join(written)}")
-    command += ["--profilingVerbosity=detailed", "--skipInference"]
+    command += [*build_options(runtime, shapes), "--skipInference"]
     return "\n".join(
         (
             "#!/bin/sh",
