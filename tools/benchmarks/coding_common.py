@@ -65,7 +65,7 @@ def kept(part: str) -> list[Row]:
 
 def once(part: str, measure: Callable[[], Row], steps: Steps = (), **key: Any) -> Row:
     """The row of this key, measured and kept if today's sources have not made it yet."""
-    key |= {"part": part, "source": digest(steps)}
+    key = {"part": part, **key, "source": digest(steps)}
     for row in kept(part):
         if key.items() <= row.items():
             return row
@@ -75,6 +75,16 @@ def once(part: str, measure: Callable[[], Row], steps: Steps = (), **key: Any) -
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row), flush=True)
     return row
+
+
+def forget(part: str) -> None:
+    """Drop the part's rows, of the last results too, so that they are measured again."""
+    (WORK / f"{part}.jsonl").unlink(missing_ok=True)
+    results = RESULTS / "coding.json"
+    if results.is_file():
+        document = json.loads(results.read_text())
+        rows = [row for row in document["rows"] if row["part"] != part]
+        results.write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
 
 
 def digest(steps: Steps) -> str:

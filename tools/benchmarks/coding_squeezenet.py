@@ -1,0 +1,73 @@
+"""SqueezeNet 1.1: bytes of the packed file against what its answers lose, and what general archivers make of the files.
+
+- squeezenet: every method of `CURVE`, fitted on one draw of 200 pictures without labels; `CHOSEN`, which the figures
+  asked for are claimed of, on three.
+- archives: zip (deflate, level 9), zstd (level 22) and xz (level 9, extreme) of the float file and of the int8 file.
+
+`pip install 'edgekit[bench]'` brings zstd.
+"""
+
+import functools
+import lzma
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from coding_common import IMAGES, INT8, Steps, coded, kept, named, once, point, written
+from common import claim
+from prune_common import Row
+
+from edgekit.transport.pack import transport_bytes
+
+NETWORK, DRAWS = "squeezenet1_1", (0, 1, 2)
+EM = {"name": "em", "images": IMAGES}
+CHOSEN = {"name": "cluster", "bits": 3.85, "images": IMAGES}
+CURVE: Sequence[dict[str, Any]] = (
+    *({"name": "cluster", "bits": bits, "images": IMAGES} for bits in (6.0, 5.0, 4.5, 4.0, 3.5, 3.0)),
+    {"name": "vq", "k": 256, "m": 2, "method": EM},
+    {"name": "vq", "k": 64, "m": 2, "method": EM},
+    {"name": "vq", "k": 256, "m": 4, "method": EM},
+    {"name": "vq", "k": 256, "m": {"conv": 9, "pointwise": 4}, "method": EM},
+)
+FILES: dict[str, Steps] = {"fp32": (), "int8": INT8}
+BYTES, DROP, AGREEMENT = 620_000, 1.0, 89.0
+
+
+def squeezenet() -> None:
+    methods = [((CHOSEN,), draw) for draw in DRAWS] + [((step,), 0) for step in CURVE]
+    for steps, draw in [*methods, *((steps, 0) for steps in FILES.values())]:
+        once("squeezenet", functools.partial(point, NETWORK, steps, draw), steps,
+             network=NETWORK, draw=draw, **named(steps))  # fmt: skip
+
+
+def claims() -> list[Row]:
+    rows = [row for row in kept("squeezenet") if named((CHOSEN,)).items() <= row.items()]
+    if len(rows) < len(DRAWS):
+        return []
+    largest = max(row["transport_bytes"] for row in rows)
+    drop, same = (float(np.mean([row[key] for row in rows])) for key in ("drop", "agreement"))
+    name, mean = f"coding.{NETWORK.partition('1')[0]}", "mean of three draws"
+    return [
+        claim(f"{name}.bytes", f"≤ {BYTES} packed", largest, "bytes", largest <= BYTES),
+        claim(f"{name}.drop", f"≤ {DROP}, {mean}", drop, "points", drop <= DROP),
+        claim(f"{name}.agreement", f"≥ {AGREEMENT}, {mean}", same, "%", same >= AGREEMENT),
+    ]
+
+
+def archives() -> None:
+    for file, steps in FILES.items():
+        once("archives", functools.partial(archived, steps), steps, network=NETWORK, file=file)
+
+
+def archived(steps: Steps) -> Row:
+    import zstandard
+
+    content = written(NETWORK, coded(NETWORK, steps, 0), steps, 0)
+    return {
+        "size_bytes": len(content),
+        "zip_bytes": len(zlib.compress(content, 9)),
+        "zstd_bytes": len(zstandard.ZstdCompressor(level=22).compress(content)),
+        "xz_bytes": len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)),
+        "transport_bytes": transport_bytes(content),
+    }
