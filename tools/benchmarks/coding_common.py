@@ -185,7 +185,14 @@ def weights(network: str) -> int:
 
 
 def named(steps: Steps) -> Row:
-    """The entries that tell a row's method: the step that counts, and its settings as text."""
+    """The entries that tell a row's method: the step that counts, and its settings, but how many images, as text."""
     step = next((step for step in steps if step["name"] != "fold"), {"name": "fp32"})
-    settings = ", ".join(f"{name} = {value}" for name, value in step.items() if name != "name")
-    return {"method": step["name"], "setting": settings}
+    settings = {name: value for name, value in step.items() if name not in ("name", "images")}
+    return {"method": step["name"], "setting": ", ".join(f"{name} = {_text(settings[name])}" for name in settings)}
+
+
+def _text(value: Any) -> str:
+    """As a recipe says it; of a method with settings its name."""
+    if not isinstance(value, dict):
+        return str(value)
+    return value.get("name") or f"{{ {', '.join(f'{key} = {each}' for key, each in value.items())} }}"
