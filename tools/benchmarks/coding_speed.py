@@ -21,7 +21,7 @@ from edgekit.profile import interval, ratio_interval, time_series
 
 BITS = {"squeezenet1_1": 3.85, "mobilenetv2_tf": 4.0}
 TARGETS = ("onnxruntime", "onnxruntime-vnni")
-ROUNDS, LOADS, RATIO = 600, 25, 1.03
+ROUNDS, LOADS, RATIO = 1000, 25, 1.03
 
 
 def steps_of(network: str, file: str) -> Steps:
