@@ -25,11 +25,12 @@ ROUNDS, LOADS, RATIO = 1000, 25, 1.03
 
 
 def steps_of(network: str, file: str) -> Steps:
-    return ({"name": "cluster", "bits": BITS[network], "images": IMAGES}, *INT8) if file == "coded" else INT8
+    clustering = {"name": "cluster", "bits": BITS[network], "images": IMAGES}
+    return {"fp32": (), "int8": INT8, "coded": (clustering, *INT8)}[file]
 
 
 def made(network: str, file: str, target_name: str) -> Path:
-    """The `coded` or plain `int8` file; kept in the work folder, made where it is not there."""
+    """The `fp32`, plain `int8` or `coded` int8 file; kept in the work folder, made where it is not there."""
     steps = steps_of(network, file)
     path = WORK / "files" / f"{network}.{target_name}.{file}.{digest(steps)}.onnx"
     if not path.is_file():

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from coding_common import IMAGES, INT8, Steps, coded, kept, named, once, point, written
+from coding_common import IMAGES, Steps, kept, named, once, point
+from coding_speed import made, steps_of
 from common import claim
 from prune_common import Row
 
@@ -24,19 +25,19 @@ NETWORK, DRAWS = "squeezenet1_1", (0, 1, 2)
 EM = {"name": "em", "images": IMAGES}
 CHOSEN = {"name": "cluster", "bits": 3.85, "images": IMAGES}
 CURVE: Sequence[dict[str, Any]] = (
-    *({"name": "cluster", "bits": bits, "images": IMAGES} for bits in (6.0, 5.0, 4.5, 4.0, 3.5, 3.0)),
     {"name": "vq", "k": 256, "m": 2, "method": EM},
     {"name": "vq", "k": 64, "m": 2, "method": EM},
     {"name": "vq", "k": 256, "m": 4, "method": EM},
     {"name": "vq", "k": 256, "m": {"conv": 9, "pointwise": 4}, "method": EM},
+    *({"name": "cluster", "bits": bits, "images": IMAGES} for bits in (6.0, 5.0, 4.5, 4.0, 3.5, 3.0)),
 )
-FILES: dict[str, Steps] = {"fp32": (), "int8": INT8}
+FILES = ("fp32", "int8")
 BYTES, DROP, AGREEMENT = 620_000, 1.0, 89.0
 
 
 def squeezenet() -> None:
-    methods = [((CHOSEN,), draw) for draw in DRAWS] + [((step,), 0) for step in CURVE]
-    for steps, draw in [*methods, *((steps, 0) for steps in FILES.values())]:
+    methods: list[Steps] = [*(steps_of(NETWORK, file) for file in FILES), *((step,) for step in CURVE)]
+    for steps, draw in [*(((CHOSEN,), draw) for draw in DRAWS), *((steps, 0) for steps in methods)]:
         once("squeezenet", functools.partial(point, NETWORK, steps, draw), steps,
              network=NETWORK, draw=draw, **named(steps))  # fmt: skip
 
@@ -56,14 +57,14 @@ def claims() -> list[Row]:
 
 
 def archives() -> None:
-    for file, steps in FILES.items():
-        once("archives", functools.partial(archived, steps), steps, network=NETWORK, file=file)
+    for file in FILES:
+        once("archives", functools.partial(archived, file), steps_of(NETWORK, file), network=NETWORK, file=file)
 
 
-def archived(steps: Steps) -> Row:
+def archived(file: str) -> Row:
     import zstandard
 
-    content = written(NETWORK, coded(NETWORK, steps, 0), steps, 0)
+    content = made(NETWORK, file, "onnxruntime").read_bytes()
     return {
         "size_bytes": len(content),
         "zip_bytes": len(zlib.compress(content, 9)),
