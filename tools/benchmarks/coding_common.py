@@ -168,9 +168,14 @@ def point(network: str, steps: Steps, draw: int) -> Row:
 
 def answers(network: str, content: bytes, draw: int) -> np.ndarray:
     """The class that a file answers with, for each picture to score."""
-    session, (input, output) = engine("onnxruntime").load(content, 1), NETWORKS[network]
-    batches = (session.run(batch) for batch, _, _ in pictures(draw)[1].batches(input, 8))
-    return np.concatenate([output.scores(batch).argmax(1) for batch in batches])
+    session, output = engine("onnxruntime").load(content, 1), NETWORKS[network][1]
+    return np.concatenate([output.scores(session.run(batch)).argmax(1) for batch in inputs(network, draw)])
+
+
+@functools.lru_cache(maxsize=1)  # half a gigabyte
+def inputs(network: str, draw: int) -> list[np.ndarray]:
+    """The pictures to score, in batches."""
+    return [batch for batch, _, _ in pictures(draw)[1].batches(NETWORKS[network][0], 8)]
 
 
 @functools.cache
