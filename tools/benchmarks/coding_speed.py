@@ -17,7 +17,8 @@ from prune_common import Row
 
 from edgekit.engines import engine
 from edgekit.net import Net
-from edgekit.profile import interval, ratio_interval, time_series
+from edgekit.profile import time_series
+from edgekit.statistics import interval, ratio_interval
 
 BITS = {"squeezenet1_1": 3.85, "mobilenetv2_tf": 4.0}
 TARGETS = ("onnxruntime", "onnxruntime-vnni")

@@ -29,6 +29,8 @@ CURVE: Sequence[dict[str, Any]] = (
     {"name": "vq", "k": 64, "m": 2, "method": EM},
     {"name": "vq", "k": 256, "m": 4, "method": EM},
     {"name": "vq", "k": 256, "m": {"conv": 9, "pointwise": 4}, "method": EM},
+    *({"name": "shift", "bits": bits, "fit": "gptq", "ends": True, "images": IMAGES} for bits in (4, 3)),
+    {"name": "shift", "method": "apot", "bits": 4, "fit": "gptq", "ends": True, "images": IMAGES},
     *({"name": "cluster", "bits": bits, "images": IMAGES} for bits in (6.0, 5.0, 4.5, 4.0, 3.5, 3.0)),
 )
 FILES = ("fp32", "int8")
