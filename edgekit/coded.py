@@ -60,7 +60,8 @@ class Coded(Form):
 
 
 class CodebookWeight(Coded):
-    """Frozen codes, and a codebook and factors that train. The codebook is the parametrisation's `original`."""
+    """Frozen codes, and a codebook, unless it is fixed, and factors that train. The codebook is the parametrisation's
+    `original`."""
 
     codes: torch.Tensor
 
@@ -86,16 +87,18 @@ class CodebookWeight(Coded):
 class CodeWeight:
     """The edit that keeps a layer's weight as a codebook of `k` entries of `m` numbers each, and codes.
 
-    With `per_channel`, every output channel has a factor of its own. The codes are to be set (`set_codes`).
+    With `per_channel`, every output channel has a factor of its own; a `fixed` codebook does not train. The codes are
+    to be set (`set_codes`).
     """
 
     layer: str
     k: int
     m: int = 1
     per_channel: bool = False
+    fixed: bool = False
 
     def apply(self, module: nn.Module) -> None:
-        layer = codable(module, self.layer, "code_weight", projected=True)
+        layer = codable(module, self.layer, "code_weight", (Form,))
         row = layer.weight[0].numel()
         if self.m < 1 or row % self.m:
             raise BadInput(f"code_weight: {self.layer} has {row} weights an output, which m = {self.m} does not divide")
@@ -105,21 +108,22 @@ class CodeWeight:
                 f"k = {self.k} must be between 1 and that"
             )
         shape = tuple(layer.weight.shape)
-        if parametrize.is_parametrized(layer):
-            _make_plain(layer)
         parametrise(layer, CodebookWeight(shape, self.k, self.m, self.per_channel))
+        originals(layer)[0].requires_grad_(not self.fixed)
 
 
 def parametrise(layer: nn.Conv2d | nn.Linear, form: Form) -> None:
-    """Put a parametrisation in front of a layer's weight."""
+    """Put a parametrisation in front of a layer's weight, in the place of one that it may have."""
+    if parametrize.is_parametrized(layer):
+        _make_plain(layer)
     parametrize.register_parametrization(layer, "weight", form.to(layer.weight.device))
 
 
-def codable(module: nn.Module, name: str, edit: str, projected: bool = False) -> nn.Conv2d | nn.Linear:
+def codable(module: nn.Module, name: str, edit: str, forms: tuple[type[Form], ...] = ()) -> nn.Conv2d | nn.Linear:
     """The layer of that name, whose weight an edit may keep in another form.
 
     Args:
-        projected: whether the weight may have a form already that is no code (see projected.py).
+        forms: that the weight may have already; they are no codes (see projected.py and masked.py).
 
     Raises:
         BadInput: there is none, it is no convolution or linear layer, its weight is kept as codes already, or another
@@ -133,7 +137,7 @@ def codable(module: nn.Module, name: str, edit: str, projected: bool = False) ->
         raise BadInput(f"{edit}: {name} is {type(layer).__name__}; only convolutions and linear layers can be coded")
     if name in _layers(module, Coded):
         raise BadInput(f"{edit}: the weight of {name} is kept as codes already")
-    if parametrize.is_parametrized(layer) and not projected:
+    if parametrize.is_parametrized(layer) and name not in _layers(module, forms):
         raise BadInput(f"{edit}: the weight of {name} is kept in another form already")
     holders = [path for path, other in module.named_modules(remove_duplicate=False) if _holds(other, layer.weight)]
     if len(holders) > 1:
@@ -199,7 +203,7 @@ def _make_plain(layer: Any) -> None:
     layer.weight = nn.Parameter(weight)
 
 
-def _layers(module: nn.Module, form: type[Form]) -> dict[str, Any]:
+def _layers(module: nn.Module, form: type[Form] | tuple[type[Form], ...]) -> dict[str, Any]:
     return {
         name: layer
         for name, layer in module.named_modules()

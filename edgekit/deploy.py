@@ -1,16 +1,20 @@
-"""What the commands on finished files do: export, profile, gate and evaluate."""
+"""What the commands on finished files do: export, profile, compare, gate and evaluate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekit import data as datasets
 from edgekit import profile, report, run
+from edgekit.baseline import open_baseline, write_baseline
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
 from edgekit.data import check_plain
+from edgekit.devices.address import addresses
 from edgekit.engines import Runner, engine, runner
 from edgekit.engines.tensorrt import TENSORRT, build_script
 from edgekit.errors import BadInput
@@ -18,8 +22,12 @@ from edgekit.evaluate import evaluate
 from edgekit.export import export, finish, serialise
 from edgekit.files import read_toml, write_bytes
 from edgekit.gate import Verdict
+from edgekit.judge import SECONDS, judge
 from edgekit.onnx_file import input_shapes, read, read_io
 from edgekit.phones import to_ort
+from edgekit.profile import Plan, Subject
+from edgekit.profile.compare import compare
+from edgekit.profile.remote import profile_there
 from edgekit.recipe import Recipe, from_tables, parse_gates
 from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.fp16 import Fp16
@@ -126,51 +134,157 @@ def _from_onnx(path: Path, wanted: Target, precision: str | None, io_file: Path 
     return serialise(finish(model, wanted, input, output))
 
 
-def profile_path(
-    path: Path, runs: int, threads: int, engine_name: str | None = None, track: Track = no_progress
+def profile_paths(
+    paths: Sequence[Path],
+    plan: Plan,
+    engine_name: str | None = None,
+    trust: bool = False,
+    track: Track = no_progress,
 ) -> dict[str, Any]:
-    """Profile a file, or a bundle (the result is then kept in it).
+    """Profile files and bundles, all interleaved; the result of one bundle alone is kept in it.
 
     Args:
-        engine_name: what runs the file, ONNX Runtime by default; the files of a bundle run in their targets' engines.
+        engine_name: what runs files, ONNX Runtime by default. The files of a bundle run in their targets' engines;
+            "torch" runs the module of a bundle instead.
+        trust: whether that module's source may run the user's code.
 
     Raises:
-        BadInput: neither a bundle nor a file that the engine can load, or an engine was named for a bundle.
+        BadInput: neither a bundle nor a file that the engine can load, or another engine was named for a bundle.
     """
-    if path.is_dir():
-        bundle = open_bundle(path)
-        if engine_name is not None:
-            raise BadInput(f"{path}: the files of a bundle run in their targets' engines; leave out --engine")
-        run.measure(bundle, runs, threads, track)
-        found = bundle.latest("profile")
-        assert found is not None
-        return found
+    if len(paths) == 1 and paths[0].is_dir() and engine_name is None:
+        return profile.profile_bundle(open_bundle(paths[0]), plan, end_to_end=True, track=track)
+    subjects = [subject for path in paths for subject in _subjects(path, engine_name, trust)]
+    return profile.profile(_told_apart(subjects), plan, end_to_end=True, track=track)
+
+
+def profile_on_devices(
+    paths: Sequence[Path],
+    plan: Plan,
+    engine_name: str | None,
+    devices: Sequence[str],
+    fleet: Path | None,
+    track: Track = no_progress,
+    log: Callable[[str], None] = lambda _line: None,
+) -> dict[str, Any]:
+    """Profile files and bundles on devices, given as addresses and as a file of them; nothing is kept in a bundle.
+
+    Raises:
+        BadInput: as `profile_paths`, a device that is none, or no device could measure.
+    """
+    there = addresses(devices, fleet)
+    if engine_name is not None and any(path.is_dir() for path in paths):
+        raise BadInput("the files of a bundle run in their targets' engines; leave out --engine, or name its files")
+    subjects = [
+        subject
+        for path in paths
+        for subject in (profile.subjects(open_bundle(path)) if path.is_dir() else [_file(path, engine_name)])
+    ]
+    return profile_there(_told_apart(subjects), plan, there, track, log)
+
+
+def _file(path: Path, engine_name: str | None) -> Subject:
+    return Subject(path.name, path, engine_name or "onnxruntime")
+
+
+def _subjects(path: Path, engine_name: str | None, trust: bool) -> list[Subject]:
+    if path.is_dir() and engine_name is None:
+        return profile.subjects(open_bundle(path))
+    if path.is_dir() and engine_name != "torch":
+        raise BadInput(
+            f"{path}: the files of a bundle run in their targets' engines; leave out --engine, or give --engine torch "
+            f"for its module"
+        )
+    return [dataclasses.replace(_subject(path, engine_name), trust=trust)]
+
+
+def _subject(path: Path, engine_name: str | None) -> Subject:
+    """A file in an engine, or a bundle's module in PyTorch."""
     engine_name = engine_name or "onnxruntime"
     if reason := engine(engine_name).missing():
         raise BadInput(f"{path}: cannot be measured in {engine_name} here: {reason}")
-    read(path)  # ONNX Runtime itself would follow a link out of the file's folder
-    return {"schema": "edgekit/profile/1", **profile.document({engine_name: [path]}, runs, threads, track)}
+    if not path.is_dir():
+        read(path)  # ONNX Runtime itself would follow a link out of the file's folder
+    return Subject(path.name, path, engine_name)
+
+
+def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """With names that tell them apart: of the file, with its folder, or the whole path."""
+    for name in (lambda path: path.name, lambda path: f"{path.parent.name}/{path.name}", str):
+        named = [dataclasses.replace(subject, name=name(subject.path)) for subject in subjects]
+        if len({subject.name for subject in named}) == len(named):
+            return named
+    raise BadInput("a file was given twice; edgekit compare measures a file against itself")
+
+
+def compare_files(
+    first: Path,
+    second: Path,
+    plan: Plan,
+    floor: float,
+    max_ratio: float | None,
+    engine_name: str | None = None,
+    specs: Sequence[str] = (),
+    io_file: Path | None = None,
+    track: Track = no_progress,
+) -> dict[str, Any]:
+    """Decide whether SECOND is faster or slower than FIRST; with data (`specs`) also score both on their role `test`.
+
+    Raises:
+        BadInput: a folder, a file that the engine cannot load, or as `evaluate_file`.
+    """
+    for path in (first, second):
+        if path.is_dir():
+            raise BadInput(f"{path}: compare takes two files; name one of the bundle's")
+    scores = [evaluate_file(path, list(specs), engine_name, io_file, track) for path in (first, second) if specs]
+    one, two = (_subject(path, engine_name) for path in (first, second))
+    if one.name == two.name:
+        again = f"{second} again" if first == second else str(second)
+        one, two = dataclasses.replace(one, name=str(first)), dataclasses.replace(two, name=again)
+    found = compare(one, two, plan, floor, max_ratio, track)
+    return {**found, "scores": scores} if scores else found
 
 
 def gate_bundle(
-    path: Path, gates_file: Path, baseline: Path | None, junit: Path | None, markdown: Path | None
+    path: Path,
+    gates_file: Path,
+    baseline: Path | None = None,
+    *,
+    allowed: Sequence[str] = (),
+    update: Path | None = None,
+    junit: Path | None = None,
+    markdown: Path | None = None,
+    seconds: float = SECONDS,
+    track: Track = no_progress,
 ) -> Sequence[Verdict]:
     """Judge a bundle by a gates file, keep the result in the bundle and write the asked reports.
 
+    Args:
+        baseline: a bundle's folder, or the JSON of one; None is the bundle's own uncompressed network.
+        allowed: differences to the baseline that are accepted: "data", "target".
+        update: write the bundle's own figures there, as the next baseline.
+        markdown: where to write; on GitHub it is added to the step's summary, too.
+        seconds: for each ratio of latencies to be measured in, at most.
+
     Raises:
-        BadInput: the gates file is empty or wrong, or a bundle cannot be read.
+        BadInput: the gates file is empty or wrong, a bundle or baseline cannot be read, or they do not go together.
     """
     tables = read_toml(gates_file)
     gates = parse_gates(tables.get("gates", tables), str(gates_file))
     if not gates:
         raise BadInput(f"{gates_file}: holds no gates; write for example size_bytes = {{ max_ratio = 0.25 }}")
     bundle = open_bundle(path)
-    verdicts = run.judge(bundle, gates, open_bundle(baseline) if baseline else None)
+    verdicts = judge(bundle, gates, open_baseline(baseline, bundle, allowed) if baseline else None, seconds, track)
     bundle.add("gates", {"verdicts": report.verdicts_json(verdicts)})
+    if update:
+        write_baseline(update, bundle)
     if junit:
         write_bytes(junit, report.junit(verdicts))
+    text = report.verdicts_markdown(verdicts) + "\n"
     if markdown:
-        write_bytes(markdown, (report.verdicts_markdown(verdicts) + "\n").encode())
+        write_bytes(markdown, text.encode())
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(f"### {path.name}\n\n{text}")
     return verdicts
 
 

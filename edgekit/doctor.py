@@ -14,6 +14,7 @@ from edgekit.machine import cpu_flags, cpu_name, int8_saturates
 CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "constriction", "pillow")
 EXTRAS = {
     "kornia": ("kornia", "train"),
+    "nvidia-ml-py": ("pynvml", "nvml"),
     "openvino": ("openvino", "openvino"),
     "scikit-learn": ("sklearn", "digits"),
     "tensorrt": ("tensorrt", "tensorrt"),

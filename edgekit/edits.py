@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
 from edgekit.factorise import Factorise
+from edgekit.masked import MaskWeight
 from edgekit.projected import ProjectWeight
 from edgekit.shift.edit import ShiftWeight
 
@@ -68,6 +69,7 @@ EDITS = {
     "code_weight": CodeWeight,
     "shift_weight": ShiftWeight,
     "project_weight": ProjectWeight,
+    "mask_weight": MaskWeight,
 }
 
 

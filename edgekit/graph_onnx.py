@@ -9,6 +9,7 @@ import numpy as np
 
 from edgekit.errors import BadInput
 from edgekit.onnx_codes import coded_weights
+from edgekit.onnx_data import type_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -56,13 +57,11 @@ def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
     """
     shapes = shapes_at_batch_1(model)
     weights = {init.name: tuple(init.dims) for init in model.graph.initializer}
-    layers = [node for node in model.graph.node if node.op_type in LAYERS]
-    return {
-        node_name(node): _macs(
-            node, *(_known(shapes, name, node) for name in (node.input[0], node.output[0])), shapes, weights
-        )
-        for node in layers
-    }
+    found = {}
+    for node in (node for node in model.graph.node if node.op_type in LAYERS):
+        x, y = (_known(shapes, name, node) for name in (node.input[0], node.output[0]))
+        found[node_name(node)] = _macs(node, x, y, shapes, weights)
+    return found
 
 
 def node_name(node: onnx.NodeProto) -> str:
@@ -72,22 +71,36 @@ def node_name(node: onnx.NodeProto) -> str:
 
 def shapes_at_batch_1(model: onnx.ModelProto) -> dict[str, Shape]:
     """Shapes of all values at batch 1, by ONNX's own inference; an unknown size elsewhere is -1."""
+    return {value.name: _shape(value) for value in _inferred(model, 1)}
+
+
+def activation_bytes(model: onnx.ModelProto, batch: int = 1) -> dict[str, int]:
+    """The bytes of every value whose type and shape ONNX's own inference finds, at a batch size."""
+    sizes = {}
+    for value in _inferred(model, batch):
+        shape, kind = _shape(value), value.type.tensor_type.elem_type
+        if value.type.tensor_type.HasField("shape") and -1 not in shape and kind:
+            sizes[value.name] = type_bytes(kind, math.prod(shape))
+    return sizes
+
+
+def _inferred(model: onnx.ModelProto, batch: int) -> list[onnx.ValueInfoProto]:
     import onnx
 
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
         if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_value = 1
+            value.type.tensor_type.shape.dim[0].dim_value = batch
     del fixed.graph.value_info[:]
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    values = [*inferred.input, *inferred.value_info, *inferred.output]
-    return {
-        value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
-        for value in values
-    }
+    return [*inferred.input, *inferred.value_info, *inferred.output]
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape:
+    return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
 
 
 def _known(shapes: dict[str, Shape], name: str, node: onnx.NodeProto) -> Shape:

@@ -32,7 +32,7 @@ def inspect_model(spec: str, input_size: int | None = None, phones: bool = False
         return found | ({"phones": accelerators(path)} if phones else {})
     if phones:
         raise BadInput(f"{spec}: accelerators take files; export it, and give the ONNX file to inspect --phones")
-    shape = _input_shape(spec.partition("?")[0], input_size)
+    shape = input_shape(spec.partition("?")[0], input_size)
     graph = trace(build(source, trust=True), shape)
     weight_bytes = FLOAT_BYTES * graph.params
     total = {**graph.counts(), "weight_bytes": weight_bytes, "peak_bytes": FLOAT_BYTES * graph.peak_elements}
@@ -48,7 +48,8 @@ def inspect_model(spec: str, input_size: int | None = None, phones: bool = False
     }
 
 
-def _input_shape(name: str, input_size: int | None) -> tuple[int, int, int]:
+def input_shape(name: str, input_size: int | None) -> tuple[int, int, int]:
+    """(3, height, width) that a network of the zoo takes by its card, or of `input_size`."""
     known = card(name).get("input_size", 224) if name in cards() else 224
     size = input_size or known
     height, width = (size, size) if isinstance(size, int) else size

@@ -71,9 +71,22 @@ def take_in(model: onnx.ModelProto, path: Path) -> None:
         tensor.data_location = tensor.DEFAULT
 
 
+def type_bytes(kind: int, count: int) -> int:
+    """What `count` values of an ONNX element type take; types of less than a byte are packed."""
+    from onnx import TensorProto, helper
+
+    bits = PACKED_BITS.get(TensorProto.DataType.Name(kind))
+    return count * helper.tensor_dtype_to_np_dtype(kind).itemsize if bits is None else -(-count * bits // 8)
+
+
+def weight_bytes(graph: onnx.GraphProto) -> int:
+    """What the constants of a graph take, coded weights as codes and tables."""
+    return sum(type_bytes(tensor.data_type, math.prod(tensor.dims)) for _, tensor in tensors(graph))
+
+
 def _checked_size(tensor: onnx.TensorProto, where: str) -> int:
     """The bytes that a tensor's shape asks for. Raises BadInput where it holds another number."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
     if kind in ("?", *UNREAD):
@@ -84,9 +97,8 @@ def _checked_size(tensor: onnx.TensorProto, where: str) -> int:
     if kind == "STRING":
         wanted = found = 0 if is_external(tensor) else len(tensor.string_data) - count
     else:
-        packed = -(-count * PACKED_BITS[kind] // 8) if kind in PACKED_BITS else None
-        wanted = count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize if packed is None else packed
-        found = wanted if is_external(tensor) else _held(tensor, kind, count if packed is None else packed, wanted)
+        wanted = type_bytes(tensor.data_type, count)
+        found = wanted if is_external(tensor) else _held(tensor, kind, wanted if kind in PACKED_BITS else count, wanted)
     if found != wanted:
         raise BadInput(f"{where} holds {found} bytes where its shape {list(tensor.dims)} needs {wanted}")
     return wanted

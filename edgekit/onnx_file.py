@@ -44,6 +44,14 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
+def whole(path: Path) -> bytes:
+    """An ONNX file as one piece: as it stands, or with what it keeps beside it taken in. Raises BadInput as `read`."""
+    model = read(path)
+    return (
+        model.SerializeToString() if any(is_external(t) for _, t in tensors(_parsed(path).graph)) else path.read_bytes()
+    )
+
+
 def fingerprint(path: Path) -> str:
     """SHA-256 of an ONNX file, and of its weights where they lie beside it: the same for the same network.
 

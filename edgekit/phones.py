@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.engines import engine, noise
+from edgekit.devices.runner import noise
+from edgekit.engines import engine
 from edgekit.errors import BadInput, ParityError
 from edgekit.files import write_bytes
 from edgekit.onnx_file import fix_input, read

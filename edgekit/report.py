@@ -10,7 +10,7 @@ from edgekit.bundle import Bundle
 from edgekit.gate import Verdict
 from edgekit.schema import to_json
 from edgekit.targets import target
-from edgekit.terminal import latency, make, si
+from edgekit.terminal import latency, make, megabytes, si
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,12 +21,15 @@ METRICS = {"classify": ("top1", "top-1"), "segment": ("miou", "mIoU"), "detect":
 
 def rows(bundle: Bundle) -> list[dict[str, Any]]:
     """A record per stage: what `compress` measured, and the latency of the newest profile."""
-    profile = bundle.latest("profile") or {"rows": []}
+    profile = bundle.latest("profile") or {"rows": [], "machine": bundle.manifest["runs"]["machine"]}
     timed = {row["file"]: row for row in profile["rows"]}
+    hashes = {name: sealed["sha256"] for name, sealed in bundle.manifest["files"].items()}
     merged = []
     for step in bundle.manifest["steps"]:
         timing = {key: value for key, value in timed.get(step["file"], {}).items() if key != "file"}
-        merged.append({**step, **step["metrics"], **timing})
+        known = {"cpu": profile["machine"]["cpu"], "sha256": hashes.get(step["file"])}
+        known["ratio_sha256"] = hashes.get(timing.get("ratio_to"))
+        merged.append({**step, **step["metrics"], **timing, **known})
     return merged
 
 
@@ -67,6 +70,24 @@ def cells(row: dict[str, Any], task: str = "classify") -> tuple[str, ...]:
     )
 
 
+SIZES = ("file", "packed", "bits a weight", "weights", "activ.", "arena", "loaded", "running")
+
+
+def size_rows(bundle: Bundle) -> list[tuple[str, ...]]:
+    """For each file of a bundle its stage and what `SIZES` names: the file and its transport form, bits a weight of the
+    uncompressed network, weights and activations at once by the file, and by the runtime the arena and the resident set
+    after loading and while running."""
+    weights = base_row(bundle)["params"]
+    return [_size_cells(row, weights) for row in rows(bundle) if "transport_bytes" in row]
+
+
+def _size_cells(row: dict[str, Any], weights: int) -> tuple[str, ...]:
+    keys = "weight_bytes peak_bytes arena_bytes resident_load_bytes resident_run_bytes".split()
+    sent = row["transport_bytes"]
+    taken = [megabytes(row.get(key)) for key in keys]
+    return row["stage"], megabytes(row["size_bytes"]), megabytes(sent), f"{8 * sent / weights:.2f}", *taken
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
@@ -76,6 +97,15 @@ def table(bundle: Bundle) -> Table:
     for row in rows(bundle):
         made.add_row(*cells(row, task(bundle)))
     return made
+
+
+def size_table(bundle: Bundle) -> Table | None:
+    """`size_rows` in MB, or None for a bundle from before they were measured."""
+    found = size_rows(bundle)
+    made = make("MB", *SIZES)
+    for row in found:
+        made.add_row(*row)
+    return made if found else None
 
 
 def stand_ins(bundle: Bundle) -> list[str]:
@@ -132,20 +162,23 @@ def verdict_line(verdict: Verdict) -> str:
 
 
 def markdown(bundle: Bundle, verdicts: Sequence[Verdict] = ()) -> str:
-    titles = columns(task(bundle))
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += ["| " + " | ".join(cells(row, task(bundle))) + " |" for row in rows(bundle)]
+    lines = _markdown_table(columns(task(bundle)), [cells(row, task(bundle)) for row in rows(bundle)])
+    lines += ["", *_markdown_table(("MB", *SIZES), sized)] if (sized := size_rows(bundle)) else []
     lines += ["", *below] if (below := notes(bundle)) else []
     return "\n".join([*lines, *(["", verdicts_markdown(verdicts)] if verdicts else [])]) + "\n"
 
 
+def _markdown_table(titles: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|" + "---|" * len(titles)
+    return ["| " + " | ".join(titles) + " |", rule, *("| " + " | ".join(row) + " |" for row in body)]
+
+
 def verdicts_markdown(verdicts: Sequence[Verdict]) -> str:
-    lines = ["| outcome | metric | rule | limit | measured | file |", "|---|---|---|---|---|---|"]
+    body = []
     for verdict in verdicts:
         found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
-        line = [verdict.outcome, verdict.metric, verdict.rule, f"{verdict.limit:g}", found, verdict.file]
-        lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines)
+        body.append((verdict.outcome, verdict.metric, verdict.rule, f"{verdict.limit:g}", found, verdict.file))
+    return "\n".join(_markdown_table(("outcome", "metric", "rule", "limit", "measured", "file"), body))
 
 
 def junit(verdicts: Sequence[Verdict]) -> bytes:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import datetime
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekit import bundle as bundles
-from edgekit import gate, profile, report
+from edgekit import profile, report
 from edgekit import recipe as recipes
 from edgekit.bundle import GOLDEN, GRAPH, MANIFEST, WEIGHTS, Bundle
 from edgekit.context import PassContext, Track, no_progress
@@ -25,9 +25,11 @@ from edgekit.engines import engine, runner
 from edgekit.errors import BadInput, NothingChanged, ParityError
 from edgekit.export import PARITY_DB, export, finish, serialise
 from edgekit.files import read_json, write_bytes, write_json
+from edgekit.footprint import sized
 from edgekit.graph import deterministic, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
+from edgekit.judge import judge
 from edgekit.machine import machine
 from edgekit.net import Net, edits_to_json, state_sha256
 from edgekit.onnx_file import read, read_io
@@ -38,7 +40,7 @@ from edgekit.recipe import Step
 from edgekit.rewrites.fold import Fold
 from edgekit.schema import to_json
 from edgekit.shipping import ship
-from edgekit.targets import Target, target
+from edgekit.targets import Target
 from edgekit.traffic.fused import fused
 from edgekit.traffic.model import traffic_bytes
 from edgekit.train.settings import Training
@@ -116,34 +118,11 @@ def train(model: str, recipe: str, data: str | Sequence[str], out: str | Path, *
 def _finish(job: Job, runs: int, threads: int) -> None:
     """Measure and judge a sealed bundle, and remove what only a resumed run would need."""
     made = bundles.open_bundle(job.out)
-    measure(made, runs, threads, job.track, stages=sorted(job.work.glob("stage-*.onnx")))
+    stages = sorted(job.work.glob("stage-*.onnx"))
+    profile.profile_bundle(made, profile.Plan(runs=runs, threads=threads), stages, track=job.track)
     if job.recipe.gates:
-        made.add("gates", {"verdicts": report.verdicts_json(judge(made, job.recipe.gates))})
+        made.add("gates", {"verdicts": report.verdicts_json(judge(made, job.recipe.gates, track=job.track))})
     shutil.rmtree(job.work, ignore_errors=True)
-
-
-def measure(bundle: Bundle, runs: int, threads: int, track: Track = no_progress, stages: Sequence[Path] = ()) -> None:
-    """Profile the base, the `stages` and every shipped file of a bundle, and keep the result.
-
-    The files of an engine are interleaved in one run; those of an engine that cannot run here have no latency.
-    """
-    files: dict[str, list[Path]] = {}
-    for file in (bundle.base, *stages, *bundle.models):
-        of = bundle.base if file in stages else file  # a stage is of the base's target
-        files.setdefault(target(of.name.split(".")[1]).engine, []).append(file)
-    bundle.add("profile", profile.document(files, runs, threads, track))
-
-
-def judge(
-    bundle: Bundle, gates: Mapping[str, Sequence[gate.Gate]], baseline: Bundle | None = None
-) -> list[gate.Verdict]:
-    """Judge gates on what a bundle measured, against another bundle or its own uncompressed network."""
-    rows = report.shipped(bundle)
-    if baseline is None:
-        own = report.base_row(bundle)
-        return gate.judge(gates, rows, lambda _row: own)
-    others = {(row["target"], row["precision"]): row for row in report.shipped(baseline)}
-    return gate.judge(gates, rows, lambda row: others.get((row["target"], row["precision"])))
 
 
 def load(path: str | Path, trust: bool = False) -> nn.Module:
@@ -395,7 +374,7 @@ def _seal(
         "output": to_json(job.recipe.output),
         "data": {name: {"n": len(samples), "sha256": samples.sha256} for name, samples in roles},
         "golden_db": GOLDEN_DB,
-        "steps": steps,
+        "steps": [sized(row, job.out) for row in steps],
         "files": bundles.hashes(job.out, [*files, GOLDEN, "data.json"]),
         "runs": {
             "started": started.isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit import gate, report
-from edgekit.terminal import latency, make, show, si
+from edgekit.terminal import decibel, digits, joules, latency, make, megabytes, percent, show, si
 from edgekit.verify import compared
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
         print(report.markdown(bundle, verdicts), end="")
     else:
         show(report.table(bundle))
+        if sized := report.size_table(bundle):
+            show(sized)
         for line in report.notes(bundle):
             print(line)
         for verdict in verdicts:
@@ -92,16 +94,115 @@ def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
     return gate.exit_code(verdicts)
 
 
-def show_profile(found: dict[str, Any]) -> None:
-    made = make("file", "latency ms [95 %]", "ratio [95 %]", "load ms")
-    for row in found["rows"]:
-        made.add_row(row["file"], latency(row["latency_ms"]), latency(row["latency_ratio"]), f"{row['load_ms']:.0f}")
+def show_profile(found: dict[str, Any], most: int = 12) -> None:
+    """The latencies; then loading, throughput and a long run; then the slowest layers of each file."""
+    rows = found["rows"]
+    tails = [name for name in ("p90", "p99") if any(f"latency_{name}_ms" in row for row in rows)]
+    made = make("file", "latency ms [95 %]", *tails, "ratio [95 %]")
+    for row in rows:
+        shown = (digits(row.get(f"latency_{name}_ms")) for name in tails)
+        made.add_row(row["file"], latency(row["latency_ms"]), *shown, latency(row["latency_ratio"]))
+        if "end_to_end_ms" in row:
+            made.add_row("  picture to answer", latency(row["end_to_end_ms"]), *("" for _ in tails), "")
     show(made)
-    settings, machine = found["settings"], found["machine"]
-    engines = ", ".join(f"{name} {version}" for name, version in settings["engines"].items()) or "no engine"
-    print(f"{machine['cpu']}, {settings['threads']} threads, {engines}")
+    _show_others(rows)
+    for row in rows:
+        _show_layers(row, most)
+    _show_conditions(found, found["settings"]["engines"])
     for name, reason in found["unmeasured"].items():
         print(f"{name}: not measured: {reason}")
+    if "memory" in found:
+        show_memory(found)
+        show_energy(found)
+
+
+def show_memory(found: dict[str, Any]) -> None:
+    """What `memory.with_memory` added to a profile."""
+    made = make("memory, MB", "weights", "activations", "arena", "loaded", "running")
+    keys = "weight_bytes peak_bytes arena_bytes resident_load_bytes resident_run_bytes".split()
+    for row in found["rows"]:
+        made.add_row(row["file"], *(megabytes(row.get(key)) for key in keys))
+    show(made)
+    for row in (row for row in found["rows"] if "peak_unknown" in row):
+        print(f"{row['file']}: activations not counted: {row['peak_unknown']}")
+    for name, reason in found["memory"]["unmeasured"].items():
+        print(f"{name}: resident memory not measured: {reason}")
+
+
+def show_energy(found: dict[str, Any]) -> None:
+    """What `energy.with_energy` added to a profile."""
+    for name, of in found["energy"].items():
+        if "missing" in of:
+            print(f"energy in {name}: no meter here: {of['missing']}")
+            continue
+        made = make("file", "J a run [95 %]")
+        for row in (row for row in found["rows"] if row["engine"] == name):
+            made.add_row(row["file"], joules(row["energy_j"]))
+        show(made)
+        print(f"{of['meter']}; idle {of['idle_w']['median']:.1f} W, which the joules include")
+
+
+def _show_others(rows: Sequence[dict[str, Any]]) -> None:
+    streams = next((row["throughput"]["streams"] for row in rows if "throughput" in row), None)
+    more = [f"images/s, {streams} at once [95 %]"] if streams else []
+    more += ["sustained ms"] if any("sustained" in row for row in rows) else []
+    made = make("file", "load ms", "first ms", *more)
+    for row in rows:
+        cells = []
+        if "throughput" in row:
+            cells.append(latency(row["throughput"]["images_per_s"]))
+        if "sustained" in row:
+            ends = (digits(row["sustained"][index]["median_ms"]) for index in (0, -1))
+            cells.append(" → ".join(ends))
+        made.add_row(row["file"], digits(row["load_ms"]), digits(row["first_ms"]), *cells)
+    show(made)
+
+
+def _show_layers(row: dict[str, Any], most: int) -> None:
+    if "layers" not in row:
+        return
+    *layers, other = row["layers"]
+    slowest = sorted(layers, key=lambda layer: -layer["ms"])
+    whole = row["layers_whole_ms"]
+    made = make("layer", "kind", "ms", "%", title=f"{row['file']}, {digits(whole)} ms in these rounds")
+    rest = {"layer": f"{len(slowest) - most} more", "kind": "", "ms": sum(item["ms"] for item in slowest[most:])}
+    for item in [*slowest[:most], *([rest] if slowest[most:] else []), other]:
+        made.add_row(item["layer"], item["kind"], f"{item['ms']:.3f}", f"{100 * item['ms'] / whole:.1f}")
+    show(made)
+
+
+def _show_conditions(found: dict[str, Any], engines: dict[str, str]) -> None:
+    """What was measured by, and why the times are not to be trusted where they are not."""
+    settings, cpu = found["settings"], found["machine"]["cpu"]
+    names = ", ".join(f"{name} {version}" for name, version in engines.items()) or "no engine"
+    threads, batch = settings["threads"] or "all", settings["batch"]
+    print(f"{cpu}, threads: {threads}, batch {batch}, {names}")
+    for row in found["rows"]:
+        for reason in row["unstable"]:
+            print(f"unstable: {row['file']} {reason}")
+    for reason in found["unstable"]:
+        print(f"unstable: {reason}")
+
+
+def show_comparison(found: dict[str, Any]) -> None:
+    made = make("file", "latency ms [95 %]", *(["score"] if "scores" in found else []))
+    for row, score in zip(found["rows"], found.get("scores", [None, None])):
+        metrics = [", ".join(f"{name} {value:.2f}" for name, value in score["metrics"].items())] if score else []
+        made.add_row(row["file"], latency(row["latency_ms"]), *metrics)
+    show(made)
+    ratio, (first, second) = found["ratio"], (row["file"] for row in found["rows"])
+    spread = "no ratio after so few rounds"
+    if ratio is not None:
+        spread = f"ratio {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] at {ratio['level']:.1%}"
+    verdicts = {
+        "slower": f"{second} is slower than {first}",
+        "faster": f"{second} is faster than {first}",
+        "same": f"{second} takes the time of {first} to {found['floor']:.0%}",
+        "undecided": f"whether {second} is faster or slower than {first}; give it more --seconds, or a quieter machine",
+    }
+    print(f"{found['verdict']}: {verdicts[found['verdict']]}")
+    print(f"{spread}, {found['rows'][0]['latency_ms']['n']} rounds, {found['seconds']:.1f} s")
+    _show_conditions(found, {row["engine"]: found["settings"]["versions"][row["engine"]] for row in found["rows"]})
 
 
 def show_packed(found: dict[str, Any]) -> None:
@@ -140,6 +241,72 @@ def show_score(found: dict[str, Any]) -> None:
     show(made)
     if found["skipped"]:
         print(f"{found['skipped']} images could not be decoded and were left out")
+
+
+def show_fleet(found: dict[str, Any]) -> None:
+    """The latencies on every device, what they were measured on, and what could not be measured."""
+    made = make("device", "file", "latency ms [95 %]", "ratio [95 %]")
+    for profile in found["profiles"]:
+        for row in profile["rows"]:
+            ratio = latency(row["latency_ratio"]) if len(profile["rows"]) > 1 else ""
+            made.add_row(profile["device"], row["file"], latency(row["latency_ms"]), ratio)
+    made.columns[1].justify = "left"
+    show(made)
+    for profile in found["profiles"]:
+        print(f"{profile['device']}: ", end="")
+        _show_conditions(profile, profile["settings"]["engines"])
+        for row in profile["rows"]:
+            _show_layers({**row, "file": f"{profile['device']}: {row['file']}"}, 12)
+        for name, reason in profile["unmeasured"].items():
+            print(f"{name}: not measured on {profile['device']}: {reason}")
+    show_failed(found["failed"])
+
+
+def show_device_scores(found: dict[str, Any]) -> None:
+    """The metrics here and on each device, and how many answers differ from those here."""
+    here = {"device": "here", **found["here"]}
+    metrics = list(here["metrics"])
+    made = make("where", *metrics, "same answers %", "SQNR dB", title=f"{found['file']}, {found['n']} samples")
+    for row in (here, *found["devices"]):
+        values = [row["metrics"].get(name) for name in metrics]
+        made.add_row(row["device"], *map(percent, (*values, row.get("agreement"))), decibel(row.get("sqnr_db")))
+    show(made)
+    for row in (here, *found["devices"]):
+        machine = row["machine"]
+        flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
+        print(f"{row['device']}: {machine['cpu']}{flags}, {found['engine']} {row['engine_version']}")
+    show_failed(found["failed"])
+    if found["skipped"]:
+        print(f"{found['skipped']} images could not be decoded and were left out")
+
+
+def show_layer_tables(found: dict[str, Any]) -> None:
+    made = make("device", "model", "latency ms [95 %]", "layers", "error %", "worst %")
+    for row in found["rows"]:
+        errors = (f"{100 * row['error'][name]:.1f}" for name in ("median", "worst"))
+        made.add_row(row["device"], row["model"], latency(row["latency_ms"]), str(row["layers"]), *errors)
+    made.columns[1].justify = "left"
+    show(made)
+    for row in found["rows"]:
+        print(f"{row['device']}: {row['what']}\nkept in {row['path']}")
+    show_failed(found["failed"])
+
+
+def show_failed(failed: dict[str, str]) -> None:
+    for reason in failed.values():
+        print(f"not measured: {reason}")
+
+
+def show_device(found: dict[str, Any]) -> None:
+    made = make("what", "found")
+    made.columns[-1].justify = "left"
+    for name in ("device", "system", "python", "numpy", "onnxruntime"):
+        made.add_row(name, found[name])
+    made.add_row("free there", f"{found['free_bytes'] / 1e6:,.0f} MB")
+    made.add_row("kept there", f"{found['cache_bytes'] / 1e6:,.1f} MB in {found['folder']}")
+    if found["freed_bytes"] is not None:
+        made.add_row("removed", f"{found['freed_bytes'] / 1e6:,.1f} MB")
+    show(made)
 
 
 def show_bisection(found: dict[str, Any], most: int = 12) -> None:

@@ -39,5 +39,29 @@ def si(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def digits(value: float | None) -> str:
+    """Three digits or more: 0.0123, 1.23, 12.34, 123, 1234."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
 def latency(value: dict[str, float] | None) -> str:
-    return "–" if value is None else f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return "–" if value is None else f"{digits(value['median'])} [{digits(value['low'])}, {digits(value['high'])}]"
+
+
+def megabytes(value: float | None) -> str:
+    """Bytes in MB of 10⁶, to the nearest kB below 10 MB: 1234567 -> 1.235."""
+    return "–" if value is None else f"{value / 1e6:.{3 if value < 10e6 else 1}f}"
+
+
+def joules(value: dict[str, float]) -> str:
+    return f"{value['median']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def decibel(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle import GOLDEN, Bundle, open_bundle
-from edgekit.engines import engine, noise, runner
+from edgekit.devices.runner import noise
+from edgekit.engines import engine, runner
 from edgekit.errors import BadInput, ParityError
 from edgekit.parity import agreement, sqnr_db
 from edgekit.targets import target

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from edgekit.memory import resident
+
+resident.REPEATS = 1  # each costs a process that starts anew
 settings.register_profile("edgekit", deadline=None)  # a loaded machine is no fault of the code
 settings.load_profile("edgekit")
 
@@ -85,3 +88,18 @@ def bundle(workspace: Path, data: str):
     import edgekit
 
     return edgekit.compress("tests.nets:tiny", str(workspace / "recipe.toml"), data, workspace / "bundle", runs=8)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An SSH server on loopback, and an `ssh` in the PATH that may enter it."""
+    import shutil
+
+    if shutil.which("ssh") is None:
+        pytest.skip("there is no OpenSSH client on this machine")
+    from tests.ssh_server import Server, client_path
+
+    made = Server(tmp_path / "server")
+    monkeypatch.setenv("PATH", client_path(tmp_path, made))
+    yield made
+    made.kill()

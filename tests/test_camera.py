@@ -12,13 +12,14 @@ from onnx import helper, numpy_helper
 import edgekit
 from edgekit.bisect import bisect
 from edgekit.data import Input, Output
-from edgekit.deploy import evaluate_file, export_file, profile_path
+from edgekit.deploy import evaluate_file, export_file, profile_paths
 from edgekit.engines import engine
 from edgekit.errors import BadInput, ParityError
 from edgekit.evaluate import classify_hits, evaluate
 from edgekit.metrics.classify import chosen_hits
 from edgekit.onnx_file import read, read_io
 from edgekit.parity import agreement, sqnr_db
+from edgekit.profile import Plan
 from edgekit.recipe import from_tables
 from edgekit.rewrites import Fp16
 from edgekit.rewrites.camera import camera_ready
@@ -238,7 +239,7 @@ def test_a_file_alone_is_scored_profiled_and_verified(bundle, camera_bundle, ima
     (row,) = (row for row in camera_bundle.manifest["steps"] if row["file"] == path.name)
     found = evaluate_file(path, [data], None, None)["metrics"]
     assert found == row["metrics"] and found.keys() == {"top1"}
-    assert profile_path(path, 8, 1)["rows"][0]["latency_ms"]["median"] > 0
+    assert profile_paths([path], Plan(runs=8))["rows"][0]["latency_ms"]["median"] > 0
     assert verify(path)["rows"][0]["same_percent"] == 100
 
 

@@ -113,6 +113,15 @@ def test_gate_against_another_bundle(bundle, tmp_path):
     run("gate", bundle.path, "--gates", gates, "--baseline", bundle.path)
 
 
+def test_gate_writes_a_baseline_and_the_summary_of_a_step(bundle, tmp_path, monkeypatch):
+    gates, kept, summary = (tmp_path / name for name in ("gates.toml", "baseline.json", "summary.md"))
+    gates.write_text("size_bytes = { max_ratio = 1.0 }\ntop1 = { max_drop = 0.0 }")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    run("gate", bundle.path, "--gates", gates, "--baseline", bundle.path, "--update-baseline", kept)
+    run("gate", bundle.path, "--gates", gates, "--baseline", kept)
+    assert summary.read_text().count("| outcome |") == 2
+
+
 def test_profile_of_a_file_and_of_a_bundle(bundle):
     document = json.loads(run("profile", bundle.base, "--runs", "8", "--json")[0])
     (row,) = document["rows"]

@@ -36,7 +36,7 @@ def test_exact_metrics_compare_exactly(gate, value, expected):
 
 
 def test_a_missing_metric_fails():
-    assert outcome("energy" if False else "latency_ms", Gate(max=1), row()) == "fail"
+    assert outcome("latency_ms", Gate(max=1), row()) == "fail"
     assert outcome("top1", Gate(max_drop=1), row(top1=90.0), None) == "fail"
     assert outcome("top1", Gate(min=1, device="ssh://pi"), row(top1=90.0)) == "fail"
 
@@ -51,14 +51,37 @@ def test_a_gate_for_one_precision_leaves_the_others_alone():
     assert [verdict.outcome for verdict in verdicts] == ["pass"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_fails(value):
+    assert outcome("top1", Gate(min=1), row(top1=value)) == "fail"
+    assert outcome("top1", Gate(max_drop=1), row(top1=90.0), {"file": "base", "top1": value}) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("gate", "applies"),
+    [
+        (Gate(min=1, target="onnx*"), True),
+        (Gate(min=1, target="tensorrt*"), False),
+        (Gate(min=1, precision="int?"), True),
+        (Gate(min=1, cpu="AMD*"), True),
+        (Gate(min=1, cpu=("Intel*", "ARM*")), False),
+        (Gate(min=1, device="ssh://*"), False),
+    ],
+)
+def test_gates_choose_files_by_globs(gate, applies):
+    (verdict,) = judge({"top1": [gate]}, [row(top1=2.0, cpu="AMD EPYC")], lambda _row: None)
+    assert (verdict.outcome, verdict.file == "-") == (("pass", False) if applies else ("fail", True))
+
+
 @pytest.mark.parametrize(
     ("low", "high", "point", "significant"),
     [(8, 9, "pass", "pass"), (9, 12, "pass", "inconclusive"), (11, 13, "fail", "fail")],
 )
 def test_intervals_decide_only_when_asked(low, high, point, significant):
     value = {"median": (low + high) / 2 - 0.6, "low": low, "high": high}
-    assert outcome("latency_ms", Gate(max=10), row(latency_ms=value)) == point
-    assert outcome("latency_ms", Gate(max=10, test="significant"), row(latency_ms=value)) == significant
+    assert outcome("latency_ms", Gate(max=10, test="point"), row(latency_ms=value)) == point
+    assert outcome("latency_ms", Gate(max=10), row(latency_ms=value)) == significant
+    assert outcome("load_ms", Gate(max=10, test="significant"), row(load_ms=value)) == significant
 
 
 def test_latency_ratio_is_the_interleaved_one():
@@ -66,6 +89,7 @@ def test_latency_ratio_is_the_interleaved_one():
                 latency_ratio={"median": 0.5, "low": 0.45, "high": 0.55})  # fmt: skip
     baseline = {"file": "base", "latency_ms": {"median": 1, "low": 1, "high": 1}}
     assert outcome("latency_ms", Gate(max_ratio=0.6), found, baseline) == "pass"
+    assert outcome("latency_ms", Gate(max_ratio=0.6), found, {**baseline, "file": "other"}) == "fail"
 
 
 def test_accuracy_drop_is_paired_over_the_same_samples():

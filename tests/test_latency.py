@@ -19,8 +19,9 @@ from edgekit.latency import build_table, layer_table, table_key
 from edgekit.latency.measure import Timings, layer_times, time_variants
 from edgekit.latency.model import fit
 from edgekit.latency.table import load
-from edgekit.latency.variants import Variant, family, owners
+from edgekit.latency.variants import Variant, family
 from edgekit.net import Net, Source, build
+from edgekit.profile.layers import owners
 from tests.nets import calibrate
 
 SOURCE = Source("factory", "tests.nets:Tiny", {"classes": 4})

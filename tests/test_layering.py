@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[1] / "edgekit"
 # Left to right: a module imports only from its own group or from groups to its left.
 LAYERS = [
     {"errors"},
-    {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine"},
+    {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine", "devices", "statistics"},
     {"cards", "targets", "data", "nets"},
-    {"coded", "onnx_codes", "projected", "shift"},
+    {"coded", "onnx_codes", "projected", "masked", "shift"},
     {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
     {"labels"},
     {"net", "channels", "removal", "blocks"},
@@ -23,16 +23,20 @@ LAYERS = [
     {"passes"},
     {"export", "rewrites"},
     {"bundle"},
-    {"engines", "devices"},
-    {"profile", "verify", "shipping", "phones", "transport", "traffic"},
+    {"engines"},
+    {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic"},
     {"latency"},
     {"gate"},
     {"report", "recipe", "inspection", "doctor", "catalogue"},
+    {"baseline"},
+    {"judge"},
     {"job"},
     {"run"},
-    {"bisect", "deploy", "tables"},
+    {"bisect", "deploy", "on_device", "tables"},
     {"cli", "__main__"},
 ]
+LONGER = {"devices/runner.py": 560}
+"""It is sent to devices as one file."""
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -82,7 +86,7 @@ def test_imports_point_left(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_short(path):
     text = path.read_text()
-    assert text.count("\n") <= 420
+    assert text.count("\n") <= LONGER.get(str(path.relative_to(ROOT)), 420)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or 0) - node.lineno + 1

@@ -5,6 +5,7 @@ import platform
 import pytest
 
 from edgekit import machine
+from edgekit.devices import runner as device
 from edgekit.engines import NO_VNNI, onnxruntime, runner
 from edgekit.targets import target
 
@@ -22,7 +23,7 @@ from edgekit.targets import target
 )
 def test_x86_without_vnni_saturates(kind, flags, saturates, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: kind)
-    monkeypatch.setattr(machine, "_cpuinfo", lambda key: flags if key == "flags" else "")
+    monkeypatch.setattr(device, "_cpuinfo", lambda key: [flags] if key == "flags" else [])
     assert machine.int8_saturates() == saturates
 
 

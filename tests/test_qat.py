@@ -68,6 +68,29 @@ def test_the_simulation_is_the_file(folded, images, batch, name):  # noqa: F811
     assert sqnr_db(run(file, batch, optimise=False), answers) > 45, "biases are rounded in the file alone"
 
 
+def test_weights_that_are_0_stay_0(folded, images, batch):  # noqa: F811
+    sparse = onnx.ModelProto()
+    sparse.CopyFrom(folded)
+    for init in sparse.graph.initializer:
+        values = numpy_helper.to_array(init).copy()
+        if values.ndim == 4:
+            values[:, ::2] = 0
+            init.CopyFrom(numpy_helper.from_array(values, init.name))
+    made, fitted = simulated(sparse, images)
+    optimiser = torch.optim.SGD(made.module.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimiser.zero_grad()
+        made.module(torch.from_numpy(batch)).square().mean().backward()
+        optimiser.step()
+    changed = 0
+    for name, layer in made.trained()[1].items():
+        before = fitted.layers[name].integers
+        if before.ndim == 4:
+            assert not layer.integers[:, ::2].any()
+            changed += int((layer.integers != before).sum())
+    assert changed > 0
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "tensorrt"])
 def test_untrained_it_gives_back_what_it_was_given(folded, images, name):  # noqa: F811
     made, fitted = simulated(folded, images, name)

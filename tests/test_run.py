@@ -202,9 +202,9 @@ def test_an_int8_file_that_is_slower_than_float_is_called_so():
         ]
         made = [{"file": name, "precision": kind, "target": "t", "metrics": {}} for name, kind, *_ in steps]
         models = [Path(row["file"]) for row in made]
-        return report.slower(
-            types.SimpleNamespace(manifest={"steps": made}, models=models, latest=lambda _: {"rows": rows})
-        )
+        manifest = {"steps": made, "files": {}}
+        profile = {"rows": rows, "machine": {"cpu": "x"}}
+        return report.slower(types.SimpleNamespace(manifest=manifest, models=models, latest=lambda _: profile))
 
     assert note(1.2) == ["model.t.int8.onnx is slower on this machine than its float32 file: 1.00 of its latency"]
     assert note(1.05) == [], "intervals that overlap decide nothing"

@@ -20,7 +20,7 @@ from edgekit import data as datasets
 from edgekit import report
 from edgekit.context import RewriteContext
 from edgekit.data import Input, Output
-from edgekit.deploy import evaluate_file, export_file, profile_path
+from edgekit.deploy import evaluate_file, export_file, profile_paths
 from edgekit.engines import cuda, engine, runner, tensorrt
 from edgekit.engines.inspector import int8_nodes, layers
 from edgekit.engines.tensorrt import TENSORRT, Session, build_script
@@ -41,6 +41,7 @@ from edgekit.nets import (
     vovnet,
 )
 from edgekit.parity import sqnr_db
+from edgekit.profile import Plan
 from edgekit.quant.targets import quantised_convs, scheme, violations
 from edgekit.rewrites import Fold, Fp16, Int8
 from edgekit.targets import TARGETS, target
@@ -282,7 +283,7 @@ def test_running_without_a_gpu_says_what_to_do(files, tmp_path, data):
     with pytest.raises(BadInput, match="Run it on the device"):
         evaluate_file(path, [data], "tensorrt-rtx", None)
     with pytest.raises(BadInput, match="cannot be measured in tensorrt-rtx here"):
-        profile_path(path, 8, 1, "tensorrt-rtx")
+        profile_paths([path], Plan(runs=8), "tensorrt-rtx")
     with pytest.raises(BadInput, match="cannot open an engine here"):
         RTX.executed_ops(path)
 
@@ -512,6 +513,10 @@ class Engine:
     def create_execution_context(self):
         return Context(self)
 
+    def create_engine_inspector(self):
+        told = {"Layers": [{"Name": "layer", "LayerType": "Conv", "Metadata": "[ONNX Layer: a][ONNX Layer: b]"}]}
+        return types.SimpleNamespace(get_engine_information=lambda _form: json.dumps(told))
+
 
 class Context:
     profiler = None
@@ -541,7 +546,10 @@ class Context:
 @pytest.fixture
 def session(monkeypatch):
     library = types.SimpleNamespace(
-        TensorIOMode=types.SimpleNamespace(INPUT="in"), nptype=lambda _kind: np.float32, IProfiler=object
+        TensorIOMode=types.SimpleNamespace(INPUT="in"),
+        nptype=lambda _kind: np.float32,
+        IProfiler=object,
+        LayerInformationFormat=types.SimpleNamespace(JSON="json"),
     )
     monkeypatch.setattr(tensorrt, "_library", lambda _module: (library, None))
     monkeypatch.setattr(cuda, "Buffer", Memory)
@@ -567,8 +575,15 @@ def test_a_run_that_fails_is_an_error(session):
 
 def test_times_of_layers_leave_the_warm_up_out(session):
     opened = session(-1)
-    assert opened.layer_times(np.zeros((1, 1, 2, 2), np.float32), runs=4) == {"layer": 3.0}
+    found = opened.operator_times(np.zeros((1, 1, 2, 2), np.float32), runs=4)
+    assert found == [{"name": "layer", "kind": "Conv", "nodes": ["a", "b"], "ms": 3.0}]
     assert len(opened._engine.batches) == 5
+
+
+def test_a_fork_runs_the_same_engine_with_memory_of_its_own(session):
+    opened = session(-1)
+    forked = opened.fork()
+    assert forked._engine is opened._engine and forked._buffers["x"] is not opened._buffers["x"]
 
 
 class Driver:
@@ -620,6 +635,6 @@ def test_an_engine_answers_as_onnx_runtime_does(files, name):
         expected = engine("onnxruntime").load(content, optimise=False).run(x)
         opened = engine(name).load(content)
         assert sqnr_db(expected, opened.run(x)) > needed
-        assert sum(opened.layer_times(x[:1]).values()) > 0
+        assert sum(item["ms"] for item in opened.operator_times(x[:1])) > 0
     assert engine(name).int8_convs(serialise(files["int8"])) == 5
     assert sum(engine(name).executed_ops(serialise(files["fp32"])).values()) > 0

@@ -1,1 +1,1 @@
-"""Devices that files run on: what is known of their boards, and the way there."""
+"""Machines that files run on, this one and others: what is known of their boards, and the way there."""

@@ -1,7 +1,8 @@
 """Programs that run a file: `load(path)` gives a session whose `run(batch)` gives the first output for a batch of
 `dtype` and (B, *`shape`): float32 (C, H, W), or uint8 (H, W, C) where the file takes a camera's pixels.
 
-Each has `missing()`, why it cannot run here, `version()`, `executed_ops(path)` and `int8_convs(path)`.
+Each has `missing()`, why it cannot run here, and `version()`; those of targets also `executed_ops(path)` and
+`int8_convs(path)`. A session's `fork()` gives one for another thread to run at the same time.
 """
 
 from __future__ import annotations
@@ -10,15 +11,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgekit.engines import onnxruntime, openvino
+from edgekit.engines import onnxruntime, openvino, torch
 from edgekit.engines.tensorrt import TENSORRT
 from edgekit.errors import BadInput, unknown
 from edgekit.machine import int8_saturates
 from edgekit.targets import Target
 
-ENGINES: dict[str, Any] = {"onnxruntime": onnxruntime, "openvino": openvino, **TENSORRT}
+ENGINES: dict[str, Any] = {"onnxruntime": onnxruntime, "openvino": openvino, "torch": torch, **TENSORRT}
 
 
 NO_VNNI = "this processor has no VNNI, and its int8 kernels would saturate"
@@ -29,14 +28,6 @@ def engine(name: str) -> Any:
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
     return ENGINES[name]
-
-
-def noise(session: Any, size: int) -> np.ndarray:
-    """A batch that a session takes, of `size` inputs or of its fixed number: normal values, or any pixels."""
-    rng, shape = np.random.default_rng(0), (session.batch or size, *session.shape)
-    if session.dtype == np.uint8:
-        return rng.integers(0, 256, shape, np.uint8)
-    return rng.standard_normal(shape, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ INT8 = ("u8", "i8")
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A loaded file, as ONNX Runtime's `Session`."""
+    """A loaded file, as ONNX Runtime's `Session`; `again` loads it anew, since a compiled model runs one at a time."""
 
     request: Any
     shape: tuple[int, ...]
     batch: int | None
+    again: Callable[[], Session]
     dtype: type[np.generic] = np.float32
 
     def run(self, batch: np.ndarray) -> np.ndarray:
@@ -40,6 +42,10 @@ class Session:
             filled = np.ascontiguousarray(np.concatenate([part, padding]) if len(padding) else part)
             parts.append(np.array(self.request.infer({0: filled})[0])[: len(part)])
         return np.concatenate(parts)
+
+    def fork(self) -> Session:
+        """A session for another thread to run at the same time."""
+        return self.again()
 
 
 def load(model: Path | bytes, threads: int = 0, optimise: bool = True) -> Session:  # noqa: ARG001
@@ -61,7 +67,8 @@ def load(model: Path | bytes, threads: int = 0, optimise: bool = True) -> Sessio
         )
     sizes = tuple(size.get_length() for size in shape)
     batch = None if first.is_dynamic else first.get_length()
-    return Session(compiled.create_infer_request(), sizes, batch, compiled.input(0).get_element_type().to_dtype().type)
+    kind = compiled.input(0).get_element_type().to_dtype().type
+    return Session(compiled.create_infer_request(), sizes, batch, functools.partial(load, model, threads), kind)
 
 
 def missing() -> str | None:

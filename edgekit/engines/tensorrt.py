@@ -162,8 +162,7 @@ class TensorRT:
         if reason:
             raise BadInput(f"{self.name} cannot open an engine here: {reason}")
         trt, _ = _library(self.module)
-        inspector = _deserialised(self.module, plan).create_engine_inspector()
-        return layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        return layers(_told(trt, _deserialised(self.module, plan).create_engine_inspector()))
 
     def executed_ops(self, model: Path | bytes) -> dict[str, int]:
         """How often each kind of layer stands in the engine of a file. Raises as `inspect`."""
@@ -207,7 +206,7 @@ class Session:
     """A built engine on the GPU, as ONNX Runtime's `Session`."""
 
     def __init__(self, runtime: TensorRT, engine: Any) -> None:
-        self._trt = _library(runtime.module)[0]
+        self._runtime, self._trt = runtime, _library(runtime.module)[0]
         self._engine, self._context, self._stream = engine, engine.create_execution_context(), cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
@@ -248,8 +247,13 @@ class Session:
             raise BadInput("TensorRT could not run the engine; its log has the reason")
         self._stream.wait()
 
-    def layer_times(self, batch: np.ndarray, runs: int = 20) -> dict[str, float]:
-        """Mean milliseconds of each layer at this batch; a profiled run is slower than `run` as a whole."""
+    def fork(self) -> Session:
+        """A session for another thread to run at the same time, of the same engine and with memory of its own."""
+        return Session(self._runtime, self._engine)
+
+    def operator_times(self, batch: np.ndarray, runs: int = 20) -> list[dict[str, Any]]:
+        """Mean milliseconds of each layer of the engine at this batch ({"name", "kind", "nodes", "ms"}), in the order
+        they run; `nodes` are of the ONNX file. A profiled run is slower than `run` as a whole."""
         total: dict[str, float] = {}
 
         class Profiler(self._trt.IProfiler):  # type: ignore[name-defined]
@@ -261,7 +265,18 @@ class Session:
         context.profiler = Profiler()
         for _ in range(runs):
             self._execute(context, batch)
-        return {name: ms / runs for name, ms in total.items()}
+        inspector = self._engine.create_engine_inspector()
+        known = {layer.name: layer for layer in layers(_told(self._trt, inspector))}
+        return [_operator(name, known.get(name), ms / runs) for name, ms in total.items()]
+
+
+def _told(trt: Any, inspector: Any) -> str:
+    return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+def _operator(name: str, layer: Layer | None, ms: float) -> dict[str, Any]:
+    kind, nodes = (layer.kind, list(layer.nodes)) if layer else ("", [])
+    return {"name": name, "kind": kind, "nodes": nodes, "ms": ms}
 
 
 @functools.cache
@@ -329,21 +344,30 @@ def _deserialised(module: str, plan: bytes) -> Any:
     return engine
 
 
-def build_script(runtime: TensorRT, model: str, shapes: Mapping[str, Sequence[int | None]]) -> str:
-    """A shell script that builds the file `model`, beside it, on the device.
+Shapes = Mapping[str, Sequence[int | None]]
+"""Of each input; None where the batch is free."""
 
-    Args:
-        shapes: of each input; None where the batch is free.
-    """
+
+def build_options(runtime: TensorRT, shapes: Shapes) -> list[str]:
+    """What the command-line builder is told besides the names of files."""
+    free = any(shape[0] is None for shape in shapes.values())
+    ranges = [shape_option(*pair, shapes) for pair in zip(("minShapes", "optShapes", "maxShapes"), BATCHES)]
+    return [*runtime.flags, *(ranges if free else []), "--profilingVerbosity=detailed"]
+
+
+def shape_option(name: str, batch: int, shapes: Shapes) -> str:
+    """An option of that name: the inputs' shapes at a batch size, where that is free."""
+    written = (f"{input}:{'x'.join(str(size or batch) for size in shape)}" for input, shape in shapes.items())
+    return f"--{name}={','.join(written)}"
+
+
+def build_script(runtime: TensorRT, model: str, shapes: Shapes) -> str:
+    """A shell script that builds the file `model`, beside it, on the device."""
     stem = model.removesuffix(".onnx")
-    command = [runtime.tool, f"--onnx={model}", f"--saveEngine={stem}.plan", *runtime.flags]
+    command = [runtime.tool, f"--onnx={model}", f"--saveEngine={stem}.plan"]
     if runtime.timing_cache:
         command.append(f"--timingCacheFile={stem}.timing")
-    if any(shape[0] is None for shape in shapes.values()):
-        for option, size in zip(("minShapes", "optShapes", "maxShapes"), BATCHES):
-            written = (f"{name}:{'x'.join(str(n or size) for n in shape)}" for name, shape in shapes.items())
-            command.append(f"--{option}={','.join(written)}")
-    command += ["--profilingVerbosity=detailed", "--skipInference"]
+    command += [*build_options(runtime, shapes), "--skipInference"]
     return "\n".join(
         (
             "#!/bin/sh",

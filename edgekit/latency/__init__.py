@@ -17,14 +17,14 @@ from edgekit.engines import engine
 from edgekit.errors import BadInput
 from edgekit.latency.measure import Timings, time_variants
 from edgekit.latency.model import LatencyModel, LayerCost
-from edgekit.latency.table import Key, Table, Whole, load
+from edgekit.latency.table import Key, Place, Table, Whole, load
 from edgekit.latency.variants import Family, Variant, family, scattered, uniform
-from edgekit.machine import machine
+from edgekit.machine import identity
 from edgekit.net import Net, edits_to_json
-from edgekit.profile import interval
 from edgekit.schema import canonical, sha256, to_json
+from edgekit.statistics import interval
 
-__all__ = ["LatencyModel", "LayerCost", "Table", "Timings", "build_table", "layer_table", "table_key"]
+__all__ = ["LatencyModel", "LayerCost", "Place", "Table", "Timings", "build_table", "layer_table", "table_key"]
 
 ENGINE = "onnxruntime"
 ROUNDS = 20
@@ -36,26 +36,32 @@ Timer = Callable[[Sequence[Variant], Sequence[Variant], int, int, int, Track], T
 
 
 def layer_table(
-    net: Net, input: Input, threads: int = 1, track: Track = no_progress, timer: Timer = time_variants
+    net: Net,
+    input: Input,
+    threads: int = 1,
+    track: Track = no_progress,
+    timer: Timer = time_variants,
+    place: Place | None = None,
 ) -> Table:
-    """The table of `net` on this machine: from the cache, or measured now and kept there.
+    """The table of `net` on this machine, or at the `place` where `timer` measures: from the cache, or measured now and
+    kept there.
 
     Raises:
         BadInput: the network cannot be measured, or what the cache holds cannot be used.
     """
-    key = table_key(net, input, threads)
+    key = table_key(net, input, threads, place)
     table = load(key)
     if table is None:
-        table = build_table(net, input, threads, track=track, timer=timer)
+        table = build_table(net, input, threads, track=track, timer=timer, place=place)
         table.save()
     return table
 
 
-def table_key(net: Net, input: Input, threads: int) -> Key:
+def table_key(net: Net, input: Input, threads: int, place: Place | None = None) -> Key:
     source = {name: value for name, value in to_json(net.source).items() if name != "weights"}
     network = sha256(canonical({"source": source, "edits": edits_to_json(net.edits), "input": input.shape}))
-    here = {name: value for name, value in machine().items() if name != "load"}
-    return Key(network, here, ENGINE, engine(ENGINE).version(), threads)
+    place = place or Place(identity(), engine(ENGINE).version())
+    return Key(network, place.machine, ENGINE, place.engine_version, threads)
 
 
 def build_table(
@@ -68,6 +74,7 @@ def build_table(
     seed: int = 0,
     track: Track = no_progress,
     timer: Timer = time_variants,
+    place: Place | None = None,
 ) -> Table:
     """Measure the layers of `net` in networks of many widths, and whole networks of others to judge the fit by.
 
@@ -87,7 +94,7 @@ def build_table(
     timings = timer(noted, [full, smallest, *held], threads, rounds, seed, track)
     quarter, middle, three = np.quantile(timings.whole[0], (0.25, 0.5, 0.75))
     return Table(
-        key=table_key(net, input, threads),
+        key=table_key(net, input, threads, place),
         full=_whole(full, timings.whole[0]),
         layers={
             name: tuple((*variant.channels[name], times[name]) for variant, times in zip(noted, timings.layers))

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.context import Track, no_progress
+from edgekit.devices import runner
 from edgekit.engines import onnxruntime
 from edgekit.errors import BadInput
-from edgekit.latency.variants import Variant, owners
-from edgekit.profile import interleave
+from edgekit.latency.variants import Variant
+from edgekit.profile.layers import owners, source_name
 
 LAYER_KINDS = frozenset("Conv FusedConv ConvTranspose Gemm FusedGemm MatMul FusedMatMul".split())
 
@@ -66,7 +67,9 @@ def time_variants(
         plain = [onnxruntime.load(variant.bytes(), threads) for variant in whole]
         rng = np.random.default_rng(seed)
         pairs = [(session, rng.standard_normal((1, *session.shape), np.float32)) for session in (*opened, *plain)]
-        series = interleave(pairs, runs, seed, track)
+        for pair in pairs:
+            runner.warm_up(*pair)
+        series = runner.interleave(pairs, track(range(runs), "profiling", runs), seed)
         accounts = [onnxruntime.operators(session) for session in opened]
     return Timings(
         layers=[layer_times(account, variant, runs) for account, variant in zip(accounts, noted)],
@@ -75,7 +78,7 @@ def time_variants(
     )
 
 
-def layer_times(noted: onnxruntime.Operators, variant: Variant, runs: int) -> dict[str, float]:
+def layer_times(noted: runner.Operators, variant: Variant, runs: int) -> dict[str, float]:
     """Milliseconds of each layer, from the fastest of the last `runs` runs of each of its operators.
 
     What is no layer (a concatenation, a pooling, a change of layout) goes to the next layer that is run, whose input it
@@ -86,7 +89,7 @@ def layer_times(noted: onnxruntime.Operators, variant: Variant, runs: int) -> di
     waiting, layer = 0.0, None
     for name, kind, ms in zip(noted.names, noted.kinds, noted.ms[-runs:].min(axis=0).tolist()):
         waiting += ms
-        owner = known.get(name.removesuffix("_nchwc").removeprefix("fused ")) if kind in LAYER_KINDS else None
+        owner = known.get(source_name(name)) if kind in LAYER_KINDS else None
         if owner is not None:
             times[owner] += waiting
             waiting, layer = 0.0, owner

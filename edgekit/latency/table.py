@@ -22,6 +22,18 @@ STEADY = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a table is measured, and by which version of the engine.
+
+    Attributes:
+        machine: cpu, cores, flags.
+    """
+
+    machine: dict[str, Any]
+    engine_version: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Key:
     """What a table holds for; it is valid for nothing else.
 

@@ -133,23 +133,6 @@ def _values(constants: dict[str, onnx.TensorProto], name: str) -> np.ndarray:
     return numpy_helper.to_array(constants[name]) if name in constants else np.array([])
 
 
-def owners(model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str]:
-    """The layer behind each name that an engine may give a fused operator: its node's, or a value's made from it alone.
-
-    A convolution whose batch norm and activation were fused into it bears the name of the activation's output.
-    """
-    made: dict[str, str | None] = {value.name: None for value in model.graph.input}
-    nodes: dict[str, str] = {}
-    for node in model.graph.node:
-        sources = [name for name in node.input if name in made]
-        owner = node.name if node.name in layers else made[sources[0]] if len(sources) == 1 else None
-        if sources or node.name in layers:
-            made.update(dict.fromkeys(node.output, owner))
-        if node.name in layers:
-            nodes[node.name] = node.name
-    return {**{name: owner for name, owner in made.items() if owner}, **nodes}
-
-
 def uniform(family: Family, shares: Sequence[float]) -> Iterator[Variant]:
     for share in shares:
         yield family.at([share] * len(family.groups))

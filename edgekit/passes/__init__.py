@@ -10,6 +10,7 @@ from edgekit.passes.prune import Prune
 from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
 from edgekit.passes.shift import Shift
+from edgekit.passes.sparsify import Sparsify
 from edgekit.passes.tas import Tas
 from edgekit.passes.vq import VQ, Project
 
@@ -23,6 +24,7 @@ PASSES = {
     "vq": VQ,
     "shift": Shift,
     "cluster": Cluster,
+    "sparsify": Sparsify,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,

@@ -23,14 +23,22 @@ from annotated_types import Ge, Gt, Le
 
 from edgekit.coded import Codes, coded_weights
 from edgekit.context import PassContext
+from edgekit.masked import MaskedWeight
 from edgekit.net import Net
-from edgekit.passes.coding import Coder, code_layers, layers_to_code, matrix, sensitivities
+from edgekit.passes.coding import (
+    HIGHEST,
+    Coder,
+    Target,
+    as_codes,
+    code_layers,
+    layers_to_code,
+    matrix,
+    sensitivities,
+)
 from edgekit.passes.vq.kmeans import kmeans
-from edgekit.quant.gptq import DAMP, Nearest, gptq, to_integers
+from edgekit.quant.gptq import to_book, to_integers
 from edgekit.quant.grid import mse_scales
 
-HIGHEST = 64
-"""Most steps of a weight: int8 kernels without VNNI take no more (see `quant/targets.py`)."""
 MANTISSA = 3
 """Bits of a step's mantissa: how fine a step is hardly matters, and the file holds one for each channel."""
 ALPHAS = (2.0**-40, 2.0**40)
@@ -39,7 +47,8 @@ HALVINGS = 40
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Store weights as codes of few levels, after training; needs calibration images, no labels.
+    """Store weights as codes of few levels, after training; needs calibration images, no labels. What `sparsify` made 0
+    stays 0.
 
     Attributes:
         bits: the mean entropy a weight, shared out between layers and channels; or
@@ -65,7 +74,7 @@ class Cluster:
 
     def __call__(self, net: Net, ctx: PassContext) -> Net:
         """Raises BadInput where a layer cannot be coded, a glob matches none, or there are no calibration images."""
-        names = layers_to_code(net.module, self.exclude, "cluster")
+        names = layers_to_code(net.module, self.exclude, "cluster", (MaskedWeight,))
         images = self.images if self.reconstruct == "gptq" else 0
         result = code_layers(net, ctx, names, images, self._coder(net, ctx, names))
         codes = coded_weights(result.module)
@@ -90,8 +99,8 @@ class _Steps:
     def __init__(self, steps: dict[str, np.ndarray]) -> None:
         self.steps = steps
 
-    def __call__(self, name: str, weight: np.ndarray, hessian: np.ndarray | None, few: float) -> Codes:
-        return _codes(_rounded(weight, self.steps[name], hessian, few, to_integers(HIGHEST)), self.steps[name])
+    def __call__(self, name: str, target: Target) -> Codes:
+        return as_codes(target.rounded(self.steps[name], to_integers(HIGHEST)), self.steps[name])
 
 
 class _Uniform:
@@ -100,40 +109,23 @@ class _Uniform:
     def __init__(self, levels: int) -> None:
         self.low, self.high = -((levels - 1) // 2), levels // 2
 
-    def __call__(self, _name: str, weight: np.ndarray, hessian: np.ndarray | None, few: float) -> Codes:
-        importance = None if hessian is None else np.diagonal(hessian, axis1=1, axis2=2)[:, None]
-        scale = mse_scales(weight, self.high, importance)
-        return _codes(_rounded(weight, scale, hessian, few, lambda x: np.clip(np.rint(x), self.low, self.high)), scale)
+    def __call__(self, _name: str, target: Target) -> Codes:
+        weight = target.weight if target.kept is None else target.weight * target.kept
+        scale = mse_scales(weight, self.high, target.importance)
+        return as_codes(target.rounded(scale, lambda x: np.clip(np.rint(x), self.low, self.high)), scale)
 
 
 class _KMeans:
-    """So many levels where k-means puts them."""
+    """So many levels where k-means puts them, one of them 0 where weights are held at that."""
 
     def __init__(self, levels: int, seed: int) -> None:
         self.levels, self.seed = levels, seed
 
-    def __call__(self, _name: str, weight: np.ndarray, hessian: np.ndarray | None, few: float) -> Codes:
-        points = torch.from_numpy(weight.reshape(-1, 1)).float()
-        book = kmeans(points, min(self.levels, len(points)), 25, self.seed)[0].flatten().sort().values.double().numpy()
-        middle = (book[1:] + book[:-1]) / 2
-        ones = np.ones(weight.shape[:2])
-        return _codes(_rounded(weight, ones, hessian, few, lambda x: book[np.searchsorted(middle, x)]), None)
-
-
-def _rounded(
-    weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray | None, few: float, nearest: Nearest
-) -> np.ndarray:
-    """Levels (G, O, K) of weights (G, O, K) on scales (G, O)."""
-    if hessian is None:
-        return nearest(weight / scale[..., None])
-    return gptq(weight, scale, hessian, nearest, DAMP * few)
-
-
-def _codes(levels: np.ndarray, scale: np.ndarray | None) -> Codes:
-    """Levels as codes of those that occur."""
-    book, codes = np.unique(levels.astype(np.float32), return_inverse=True)
-    factor = None if scale is None else torch.from_numpy(scale.ravel().astype(np.float32))
-    return Codes(torch.from_numpy(codes.ravel()), torch.from_numpy(book)[:, None], factor, levels.shape)
+    def __call__(self, _name: str, target: Target) -> Codes:
+        weights = target.weight.ravel() if target.kept is None else target.weight[target.kept]
+        points, count = torch.from_numpy(weights).float()[:, None], self.levels - (target.kept is not None)
+        book = kmeans(points, min(count, len(points)), 25, self.seed)[0].flatten().sort().values.double().numpy()
+        return as_codes(target.rounded(np.ones(target.weight.shape[:2]), to_book(book)), None)
 
 
 def shared_steps(layers: dict[str, tuple[np.ndarray, np.ndarray]], bits: float) -> dict[str, np.ndarray]:

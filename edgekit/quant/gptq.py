@@ -10,6 +10,9 @@ e = (w_j − q_j) / U_jj, and the columns to come take it up, W_k −= e U_jk; c
 descent on the same quadratic (Behdin et al. 2023, QuantEase, arXiv 2309.01885), each step of which can only lower it:
 
     q_j ← round( (W*_j + sum_{k≠j} (W*_k − Ŵ_k) H_kj / H_jj) / s )
+
+Weights that are held at 0 round to that, and the others make up for it as for any error (Frantar and Alistarh 2023,
+SparseGPT, arXiv 2301.00774).
 """
 
 from __future__ import annotations
@@ -63,21 +66,38 @@ def to_integers(high: int) -> Nearest:
     return lambda values: np.clip(np.rint(values), -high, high)
 
 
+def to_book(book: np.ndarray) -> Nearest:
+    """Rounding to the nearest of ascending levels."""
+    middle = (book[1:] + book[:-1]) / 2
+    return lambda values: book[np.searchsorted(middle, values)]
+
+
 def gptq(
-    weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, nearest: Nearest, damp: float = DAMP, sweeps: int = 2
+    weight: np.ndarray,
+    scale: np.ndarray,
+    hessian: np.ndarray,
+    nearest: Nearest,
+    damp: float = DAMP,
+    sweeps: int = 2,
+    kept: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Levels (G, O, K) for weights (G, O, K) on scales (G, O); no row is worse than rounding each weight alone."""
+    """Levels (G, O, K) for weights (G, O, K) on scales (G, O); no row is worse than rounding each weight alone.
+
+    Args:
+        kept: (G, O, K), which weights are not held at 0; all are without it.
+    """
+    kept = np.ones(weight.shape, bool) if kept is None else kept
     smooth = damped(hessian, damp)
     order = np.argsort(-np.diagonal(smooth, axis1=1, axis2=2), axis=1, kind="stable")  # (G, K)
-    sorted_weight = np.take_along_axis(weight, order[:, None], axis=2)
+    sorted_weight, sorted_kept = (np.take_along_axis(array, order[:, None], axis=2) for array in (weight, kept))
     sorted_hessian = np.take_along_axis(np.take_along_axis(smooth, order[:, :, None], 1), order[:, None], 2)
-    found = _columns(sorted_weight, scale, _factor(sorted_hessian), nearest)
+    found = _columns(sorted_weight, scale, _factor(sorted_hessian), nearest, sorted_kept)
     result = np.empty_like(found)
     np.put_along_axis(result, order[:, None], found, axis=2)
     step = scale[..., None]
-    alone = nearest(weight / step)
+    alone = nearest(weight / step) * kept
     better = quadratic(result * step, weight, smooth) < quadratic(alone * step, weight, smooth)
-    return descend(np.where(better[..., None], result, alone), weight, scale, smooth, nearest, sweeps)
+    return descend(np.where(better[..., None], result, alone), weight, scale, smooth, nearest, sweeps, kept)
 
 
 def _factor(hessian: np.ndarray) -> np.ndarray:
@@ -85,7 +105,9 @@ def _factor(hessian: np.ndarray) -> np.ndarray:
     return np.linalg.cholesky(np.linalg.inv(hessian)).transpose(0, 2, 1).astype(np.float32)
 
 
-def _columns(weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, nearest: Nearest) -> np.ndarray:
+def _columns(
+    weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, nearest: Nearest, kept: np.ndarray
+) -> np.ndarray:
     """GPTQ's loop, in blocks so that most of the work is matrix products."""
     left, scale = (
         weight.astype(np.float32),
@@ -97,7 +119,7 @@ def _columns(weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, nearest:
         end = min(start + BLOCK, size)
         errors = np.empty((*weight.shape[:2], end - start), np.float32)
         for j in range(start, end):
-            result[:, :, j] = nearest(left[:, :, j] / scale)
+            result[:, :, j] = nearest(left[:, :, j] / scale) * kept[:, :, j]
             errors[:, :, j - start] = (left[:, :, j] - result[:, :, j] * scale) / factor[:, None, j, j]
             left[:, :, j:end] -= errors[:, :, j - start, None] * factor[:, None, j, j:end]
         left[:, :, end:] -= errors @ factor[:, start:end, end:]
@@ -105,16 +127,23 @@ def _columns(weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, nearest:
 
 
 def descend(
-    levels: np.ndarray, weight: np.ndarray, scale: np.ndarray, hessian: np.ndarray, nearest: Nearest, sweeps: int
+    levels: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    hessian: np.ndarray,
+    nearest: Nearest,
+    sweeps: int,
+    kept: np.ndarray | bool = True,
 ) -> np.ndarray:
     """Coordinate descent from given levels; stops when a sweep changes nothing."""
+    kept = np.broadcast_to(kept, levels.shape)
     gradient = ((weight - levels * scale[..., None]) @ hessian).astype(np.float32)  # (G, O, K)
     levels, scale, hessian = (array.astype(np.float32) for array in (levels, scale, hessian))
     for _ in range(sweeps):
         before = levels.copy()
         for j in range(weight.shape[2]):
             step = gradient[:, :, j] / (hessian[:, None, j, j] * scale)
-            moved = nearest(levels[:, :, j] + step)
+            moved = nearest(levels[:, :, j] + step) * kept[:, :, j]
             change = (moved - levels[:, :, j]) * scale
             if change.any():
                 gradient -= change[..., None] * hessian[:, None, j]

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from edgekit.errors import BadInput
+from edgekit.masked import MaskedWeight
 from edgekit.onnx_torch import GraphModule, to_module
 from edgekit.onnx_torch.module import Step
 from edgekit.quant.graph import Graph, Plan, layer_matrix, layer_weight
@@ -102,6 +103,8 @@ class Simulated:
         if parametrize.is_parametrized(layer):
             raise BadInput(f"qat: {name} shares its weight with another layer, which cannot be trained in int8")
         weight, scale = layer.weight, torch.from_numpy(fitted.scales.copy())
+        held = MaskedWeight(tuple(weight.shape))
+        held.kept.copy_(weight)  # a sparse network stays as sparse
         integers = torch.from_numpy(self._torch_order(name, fitted.integers)).float()
         with torch.no_grad():
             weight.copy_(integers * scale.reshape(-1, *[1] * (weight.ndim - 1)))
@@ -111,7 +114,8 @@ class Simulated:
             layer.bias = nn.Parameter(torch.from_numpy(np.asarray(fitted.bias, np.float32)))
         limits = (-self.wanted.weight_max, self.wanted.weight_max)
         quantiser = Quantiser(scale, 0, limits, weight.numel() // len(scale))
-        parametrize.register_parametrization(layer, "weight", quantiser)
+        for form in (quantiser, held):
+            parametrize.register_parametrization(layer, "weight", form)
 
     def _torch_order(self, name: str, array: np.ndarray) -> np.ndarray:
         """A layer's weight as PyTorch keeps it: output channels first."""

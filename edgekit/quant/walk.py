@@ -140,12 +140,13 @@ class Walk:
             return fixed
         shape = self.graph.constants[node.input[1]].shape
         target = layer_matrix(node, self.graph.constants[node.input[1]]).astype(np.float64)
+        kept = target != 0  # a sparse network stays as sparse
         hessian, few = None, 1.0
         if self.weights.reconstruct == "gptq" and floats and (node.op_type != "Conv" or len(shape) == 4):
             hessian, cross, rows = self._moments(node, shape, floats, quants)
             few = scarcity(rows, target.shape[2])
             target = least_squares_target(target, hessian, cross, TRUST * few)
-        scales = self._scales(target, hessian)
+        scales = self._scales(target * kept, hessian)
         bias = self._bias(node, target.shape[0] * target.shape[1])
         floor = self._floor(node, bias, scales.size).reshape(scales.shape)
         raised = np.flatnonzero(floor > scales)
@@ -153,7 +154,7 @@ class Walk:
         if hessian is None:
             integers = rounded(target, scales, self.weights.high)
         else:
-            integers = gptq(target, scales, hessian, to_integers(self.weights.high), DAMP * few)
+            integers = gptq(target, scales, hessian, to_integers(self.weights.high), DAMP * few, kept=kept)
         stored = layer_weight(node, integers.astype(np.int8), shape)
         return FittedLayer(stored, scales.ravel().astype(np.float32), bias, tuple(raised.tolist()))
 

@@ -19,8 +19,6 @@ from edgekit.coded import Coded, Codes
 
 Levels = Mapping[int, Sequence[float]]
 Originals = tuple[torch.Tensor, ...]
-OCTAVES, TRIED = 6, 16
-"""A fit of scales tries the largest level at the largest weight and down to 2⁻⁶ of it, sixteen an octave."""
 
 
 class Shift(Coded):
@@ -144,22 +142,24 @@ def normal(weight: torch.Tensor, std: float, generator: torch.Generator) -> torc
     return torch.empty_like(weight).normal_(0, std, generator=generator)
 
 
-def least_squares(sizes: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
-    """(C_out,) f with the least Σ (size − f · nearest level)², for sizes (C_out, n).
+def least_squares(sizes: torch.Tensor, levels: Sequence[float], importance: torch.Tensor | None = None) -> torch.Tensor:
+    """(C_out,) f with the least Σ h · (size − f · nearest level)², for sizes and h (C_out, n); no other f does better.
 
-    For each of many f the nearest levels l, which of all f do best at Σ size · l / Σ l²: the error is then
-    Σ size² − (Σ size · l)² / Σ l². Sums over the sorted sizes above each boundary give both.
+    As f falls, sizes pass from each level l to the next. Between two passings all levels stay, and of all f
+    Σ h size l / Σ h l² does best: the error is then Σ h size² − (Σ h size l)² / Σ h l².
     """
-    top = sizes.amax(1, keepdim=True)
-    ordered = sizes.sort(1).values
-    below = nn.functional.pad(ordered.cumsum(1, dtype=torch.float64), (1, 0))
-    tried = top / levels[-1] * 2.0 ** -torch.arange(0, OCTAVES, 1 / TRIED).to(sizes)
-    product = levels[0] * below[:, -1:].expand(*tried.shape)
-    square = torch.full_like(product, levels[0] ** 2 * sizes.shape[1])
-    for low, high in itertools.pairwise(levels):
-        count = torch.searchsorted(ordered, tried * (low + high) / 2)
-        product = product + (high - low) * (below[:, -1:] - below.gather(1, count))
-        square = square + (high**2 - low**2) * (sizes.shape[1] - count)
+    weights = torch.ones_like(sizes) if importance is None else importance
+    ladder = torch.tensor(levels, dtype=torch.float64)
+    return torch.stack([_least(row.double(), h.double(), ladder) for row, h in zip(sizes, weights)]).to(sizes)
+
+
+def _least(size: torch.Tensor, h: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    passing = (size[:, None] / (levels[1:] + levels[:-1])).flatten().argsort(descending=True)
+    gains = (h * size)[:, None] * levels.diff(), h[:, None] * levels.square().diff()
+    lowest = (h * size).sum() * levels[0], h.sum() * levels[0].square()
+    product, square = (
+        nn.functional.pad(gain.flatten()[passing].cumsum(0), (1, 0)) + first for gain, first in zip(gains, lowest)
+    )
     square = square.clamp(min=torch.finfo(torch.float64).tiny)
-    best = (product.square() / square).argmax(1, keepdim=True)
-    return (product / square).gather(1, best)[:, 0].to(sizes)
+    best = (product.square() / square).argmax()
+    return product[best] / square[best]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.engines import noise, onnxruntime
+from edgekit.devices.runner import noise
+from edgekit.engines import onnxruntime
 from edgekit.graph_onnx import LAYERS, layer_macs, node_name
 from edgekit.onnx_file import read
 

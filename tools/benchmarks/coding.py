@@ -1,112 +1,100 @@
-"""Fewer bits a weight: bytes of the packed file against what its answers lose.
+"""Fewer bits a weight: bytes of the packed file against what its answers lose, and what coding and decoding cost.
 
-    python tools/benchmarks/coding.py
+    python tools/benchmarks/coding.py                   # all parts; goes on where it was stopped
+    python tools/benchmarks/coding.py speed decode      # those parts
+    python tools/benchmarks/coding.py speed --fresh     # measure again what there is
+    python tools/benchmarks/coding.py --write           # the JSON from what there is
 
-About ten minutes on one core. Parts:
+About half an hour on one core. Finished rows are kept in out/benchmarks/coding until the sources that made them change;
+the JSON has all there are. Parts:
 
 - sizes: ResNet-18 coded by `vq`, random weights, by the papers' convention.
-- squeezenet: NIPS17-1000, 200 pictures without labels to fit on, the other 800 scored as the file that ships, in ONNX
-  Runtime. At `CHOSEN` bits a weight three draws of the 200, at others one.
+- squeezenet, archives: coding_squeezenet.py.
+- speed: coding_speed.py. entropy, decode: coding_entropy.py. codebooks: coding_codebooks.py.
+
+Times mean something on a quiet machine only: those of speed, decode and codebooks.
 """
 
-import dataclasses
-from typing import Any
+import argparse
+import functools
+from collections.abc import Callable
 
-import numpy as np
+import coding_codebooks
+import coding_entropy
+import coding_speed
+import coding_squeezenet
 import torch
+from coding_common import SEED, forget, kept, once
 from common import claim, write
-from int8_files import NETWORKS, fold_indices
-from prune_common import DATA, Row, context
+from int8_files import IMAGENET
+from prune_common import Row, context, silent
 
-from edgekit import data as datasets
-from edgekit.data import Data
-from edgekit.engines import engine
-from edgekit.export import export, serialise
 from edgekit.net import Net, parse_spec
 from edgekit.nets.resnet import resnet_18
-from edgekit.onnx_file import read
-from edgekit.onnx_torch import to_module
-from edgekit.passes import VQ, Cluster
+from edgekit.passes import VQ
 from edgekit.passes.vq import convention_bytes
-from edgekit.rewrites.fold import for_torch
 from edgekit.schema import parse
-from edgekit.targets import target
-from edgekit.transport.pack import transport_bytes
 
-SEED, MIB = 0, 2**20
+MIB = 2**20
 REGIMES = {
     "small": ({"conv": 9, "pointwise": 4, "linear": 4}, 1.541),
     "large": ({"conv": 18, "pointwise": 4, "linear": 4}, 1.029),
 }
-NETWORK, CALIBRATION, CHOSEN, CURVE, DRAWS = "squeezenet1_1", 200, 3.85, (6.0, 5.0, 4.5, 3.5, 3.0), (0, 1, 2)
-BYTES, DROP, AGREEMENT = 620_000, 1.0, 89.0
 
 
 def main() -> None:
-    rows = [sizes(name) for name in REGIMES]
-    points = [(CHOSEN, draw) for draw in DRAWS] + [(bits, 0) for bits in CURVE]
-    for bits, draw in points:
-        rows.append(squeezenet(bits, draw))
-        print(rows[-1], flush=True)
-    write("coding", rows, claims(rows), SEED)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of these parts, e.g. of a busy machine")
+    parser.add_argument("--write", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    if wrong := set(given.parts) - PARTS.keys():
+        parser.error(f"no part {min(wrong)!r}; there are {', '.join(PARTS)}")
+    for part in [] if given.write else given.parts or PARTS:
+        if given.fresh:
+            forget(part)
+        PARTS[part][0]()
+    rows = [row for part in PARTS for row in kept(part)]
+    write("coding", rows, [item for _, claimed in PARTS.values() for item in claimed()], SEED)
 
 
-def sizes(name: str) -> Row:
+def sizes() -> None:
+    for name in REGIMES:
+        once("sizes", functools.partial(convention, name), [{"name": "vq"}], network="resnet_18", regime=name)
+
+
+def convention(name: str) -> Row:
     """ResNet-18 by the convention: k = 256, the linear layer's 2048."""
     torch.manual_seed(SEED)
     base = Net(parse_spec("resnet_18"), (), resnet_18())
     m, _ = REGIMES[name]
     k = {"conv": 256, "pointwise": 256, "linear": 2048}
     settings = parse(VQ, {"k": k, "m": m, "method": {"name": "kmeans", "iterations": 1}}, "tools/benchmarks/coding.py")
-    net = settings(base, context(base, NETWORKS[NETWORK][0]))
-    return {"part": "sizes", "network": "resnet_18", "regime": name, "mib": convention_bytes(net.module) / MIB}
+    net = settings(base, context(base, IMAGENET, log=silent))
+    return {"mib": convention_bytes(net.module) / MIB}
 
 
-def squeezenet(bits: float, draw: int) -> Row:
-    input, output = NETWORKS[NETWORK]
-    samples = datasets.load([f"test=csv:{DATA / 'nips17' / 'labels.csv'}"]).role("test")
-    chosen, rest = fold_indices(draw)
-    fit, test = (dataclasses.replace(samples, items=tuple(samples.items[i] for i in part)) for part in (chosen, rest))
-    path = DATA / "models" / f"{NETWORK}.onnx"
-    base = Net(parse_spec(str(path)), (), to_module(for_torch(read(path), input.shape, str(path))))
-    ctx = context(base, input, output, Data({"calibrate": fit, "test": test}))
-    coded = Cluster(bits=bits, images=CALIBRATION)(base, ctx)
-    files = [serialise(export(net.module, input, output, target("onnxruntime")).model) for net in (base, coded)]
-    exact, found = (scores(file, test, input, output) for file in files)
-    labels = np.array([sample.label for sample in test.items])
-    hits = [100 * float((answers == labels).mean()) for answers in (exact, found)]
-    return {
-        "part": "squeezenet", "network": NETWORK, "bits": bits, "draw": draw, "n": len(labels),
-        "transport_bytes": transport_bytes(files[1]), "size_bytes": len(files[1]), "top1": hits[1],
-        "drop": hits[0] - hits[1], "agreement": 100 * float((exact == found).mean()),
-    }  # fmt: skip
-
-
-def scores(file: bytes, samples: Any, input: Any, output: Any) -> np.ndarray:
-    """The class that the file answers with, for each picture."""
-    session = engine("onnxruntime").load(file)
-    batches = (session.run(batch) for batch, _, _ in samples.batches(input, 8))
-    return np.concatenate([output.scores(batch).argmax(1) for batch in batches])
-
-
-def claims(rows: list[Row]) -> list[dict[str, Any]]:
+def sizes_claims() -> list[Row]:
     found = []
-    for row in [row for row in rows if row["part"] == "sizes"]:
+    for row in kept("sizes"):
         published = REGIMES[row["regime"]][1]
         ok = round(row["mib"], 3) == published
         found.append(
             claim(f"coding.resnet_18.{row['regime']}", f"{published} MiB, as published", row["mib"], "MiB", ok)
         )
-    drawn = [row for row in rows if row.get("bits") == CHOSEN]
-    largest = max(row["transport_bytes"] for row in drawn)
-    drop, same = (float(np.mean([row[key] for row in drawn])) for key in ("drop", "agreement"))
-    found.append(claim("coding.squeezenet.bytes", f"≤ {BYTES} packed", largest, "bytes", largest <= BYTES))
-    found.append(claim("coding.squeezenet.drop", f"≤ {DROP}, mean of three draws", drop, "points", drop <= DROP))
-    found.append(
-        claim("coding.squeezenet.agreement", f"≥ {AGREEMENT}, mean of three draws", same, "%", same >= AGREEMENT)
-    )
     return found
 
+
+# Part -> what measures it and what is claimed of it.
+PARTS: dict[str, tuple[Callable[[], None], Callable[[], list[Row]]]] = {
+    "sizes": (sizes, sizes_claims),
+    "squeezenet": (coding_squeezenet.squeezenet, coding_squeezenet.claims),
+    "archives": (coding_squeezenet.archives, list),
+    "speed": (coding_speed.speed, coding_speed.claims),
+    "entropy": (coding_entropy.entropy, coding_entropy.entropy_claims),
+    "decode": (coding_entropy.decode, coding_entropy.decode_claims),
+    "codebooks": (coding_codebooks.codebooks, coding_codebooks.claims),
+}
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ from edgekit.engines import engine
 from edgekit.evaluate import evaluate
 from edgekit.export import export, serialise
 from edgekit.job import versions
-from edgekit.machine import machine
+from edgekit.machine import identity
 from edgekit.net import Net
 from edgekit.targets import target
 
@@ -43,13 +43,23 @@ def claim(id: str, required: str, measured: float, unit: str, ok: bool) -> dict[
     return {"id": id, "required": required, "measured": measured, "unit": unit, "ok": ok}
 
 
+def kept(path: Path) -> list[dict[str, Any]]:
+    """The finished rows of a benchmark that goes on where it was stopped, a JSON line each."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def keep(path: Path, row: dict[str, Any]) -> dict[str, Any]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
+
+
 def write(name: str, rows: list[dict[str, Any]], claims: list[dict[str, Any]], seed: int = 0, **extra: Any) -> None:
     """Write `results/NAME.json` and print the claims."""
-    found = machine()
-    found.pop("load")
     document = {
         "schema": "edgekit/benchmark/1",
-        "machine": found,
+        "machine": identity(),
         "versions": versions(),
         "command": " ".join(["python", f"tools/benchmarks/{name}.py", *sys.argv[1:]]),
         "seed": seed,

@@ -30,8 +30,8 @@ from edgekit.evaluate import evaluate
 from edgekit.job import torch_predict
 from edgekit.net import Net, build, parse_spec
 from edgekit.passes import Distil, Finetune
-from edgekit.profile import ratio_interval
 from edgekit.progress import track
+from edgekit.statistics import ratio_interval
 from edgekit.train.augment import Augment
 from edgekit.train.losses import LABEL_LOSSES, TEACHER_LOSSES
 from edgekit.weights import load_into

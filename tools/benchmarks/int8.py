@@ -64,11 +64,12 @@ from edgekit.engines import engine
 from edgekit.export import serialise
 from edgekit.machine import int8_saturates
 from edgekit.parity import sqnr_db
-from edgekit.profile import interval, ratio_interval, time_series
+from edgekit.profile import time_series
 from edgekit.progress import track
 from edgekit.quant.graph import Graph
 from edgekit.quant.targets import quantised_convs, scheme, violations
 from edgekit.rewrites import Fp16
+from edgekit.statistics import interval, ratio_interval
 
 ROUNDS, DRAWS = 300, (0, 1, 2)
 TIMED = ("portable", "vnni", "fp32", *(file for file in PEERS if file != "ort_entropy"))

@@ -21,8 +21,9 @@ from common import claim, write
 import edgekit
 from edgekit import report
 from edgekit.bundle import MANIFEST, Bundle, open_bundle
-from edgekit.profile import ratio_interval, time_series
+from edgekit.profile import time_series
 from edgekit.progress import track
+from edgekit.statistics import ratio_interval
 
 sys.path.insert(0, str(Path(__file__).parent))
 WORK = Path(__file__).resolve().parents[2] / "out" / "benchmarks" / "int8_cifar"

@@ -23,8 +23,9 @@ from edgekit.data import Input
 from edgekit.graph import trace
 from edgekit.latency import Table, layer_table
 from edgekit.net import Net, build, parse_spec
-from edgekit.profile import ratio_interval, time_series
+from edgekit.profile import time_series
 from edgekit.progress import track
+from edgekit.statistics import ratio_interval
 
 NETWORKS = ("mobilenet_v2", "hardnet_68", "resnet_50")
 SHARES = (0.8, 0.6, 0.4)

@@ -19,9 +19,10 @@ from edgekit.data import Input, Output
 from edgekit.export import export, finish, serialise
 from edgekit.graph import trace
 from edgekit.net import build, parse_spec
-from edgekit.profile import ratio_interval, time_series
+from edgekit.profile import time_series
 from edgekit.progress import track
 from edgekit.rewrites import Fold
+from edgekit.statistics import ratio_interval
 from edgekit.targets import target
 
 # network, reference, published ratio of times, where it was published

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from edgekit.channels import Group
+from edgekit.coded import decoded
 from edgekit.context import PassContext
 from edgekit.edits import KeepChannels
 from edgekit.errors import BadInput
@@ -21,13 +22,15 @@ class Changes:
     """The reference's channels that are left, and its tensors cut down to them.
 
     Raises:
-        BadInput: the network does not come from the reference, or differs in nothing.
+        BadInput: the network does not come from the reference, differs in nothing, or keeps weights in another form.
     """
 
     def __init__(self, ctx: PassContext, net: Net) -> None:
         before = ctx.before or ctx.base
         if net.edits[: len(before.edits)] != before.edits:
             raise BadInput("reconstruct: the reference is no earlier form of this network")
+        if decoded(net.module) is not net.module:
+            raise BadInput("reconstruct: weights are kept in another form, e.g. as codes; put it before that [[pass]]")
         self.before, self.now = before, net
         self.whole: Mapping[str, torch.Tensor] = before.module.state_dict()
         self.state: Mapping[str, torch.Tensor] = net.module.state_dict()

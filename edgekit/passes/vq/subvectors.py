@@ -21,6 +21,7 @@ from edgekit.errors import BadInput
 from edgekit.graph import trace
 from edgekit.net import Net
 from edgekit.passes.coding import without
+from edgekit.projected import ProjectedWeight
 
 Kind = Literal["conv", "pointwise", "depthwise", "linear"]
 Count = Annotated[int, Ge(1)]
@@ -86,7 +87,7 @@ class Subvectors:
         return set(names) - set(without(names, self.exclude, method, "convolution or linear layer"))
 
     def _layer(self, module: nn.Module, name: str, method: str, projected: bool) -> Layer:
-        layer = codable(module, name, method, projected=projected)
+        layer = codable(module, name, method, (ProjectedWeight,) if projected else ())
         kind = kind_of(layer)
         row, m = layer.weight[0].numel(), self._length(layer, kind)
         if row % m:

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from edgekit.coded import Codes
@@ -31,7 +30,7 @@ from edgekit.context import PassContext
 from edgekit.errors import BadInput
 from edgekit.net import Net
 from edgekit.parity import decibels
-from edgekit.passes.coding import fit_layer
+from edgekit.passes.coding import Target, fit_layer
 from edgekit.passes.reconstruct.walk import Layer as Place
 from edgekit.passes.reconstruct.walk import Walk
 from edgekit.passes.reconstruct.windows import WIDEST, columns_of
@@ -95,10 +94,10 @@ class EM:
         """Put the layer's codes into `found`, and into `state` its weight and the bias or mean whose name is given."""
         seed = ctx.seed + len(found)
 
-        def coder(_name: str, weight: np.ndarray, hessian: np.ndarray | None, _few: float) -> Codes:
-            target, square = torch.from_numpy(weight), torch.from_numpy(hessian).float()
-            codes = self._fit(prepare(layer, chunks(target, layer.m)), square, layer, seed)
-            left_db = decibels(lost(target.float(), square), lost(target.float() - codes.decode(), square))
+        def coder(_name: str, target: Target) -> Codes:
+            weight, square = torch.from_numpy(target.weight), torch.from_numpy(target.hessian).float()
+            codes = self._fit(prepare(layer, chunks(weight, layer.m)), square, layer, seed)
+            left_db = decibels(lost(weight.float(), square), lost(weight.float() - codes.decode(), square))
             ctx.log(f"vq: {layer.name} keeps {left_db:.1f} dB of its outputs on the images")
             return codes
 

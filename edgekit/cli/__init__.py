@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgekit import __version__
+from edgekit.cli.devices import device, evaluate
+from edgekit.cli.options import (
+    PATH,
+    batch_option,
+    data_option,
+    device_options,
+    emit,
+    io_option,
+    json_option,
+    run_options,
+    say,
+    threads_option,
+    trust_option,
+)
 from edgekit.errors import EdgekitError
 from edgekit.progress import track
-
-PATH = click.Path(path_type=Path)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-trust_option = click.option("--trust", is_flag=True, help="Let the bundle's source run its own code.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(0), default=1, show_default=True, help="Threads of one inference."
-)
-SOURCES = "digits, folder:, csv:, npz:, wds:, masks:, coco:, synthetic or python:."
-data_option = click.option("--data", "data", multiple=True, metavar="[ROLE=]DATA", help=SOURCES)
-io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")
 
 
 class Commands(click.Group):
@@ -46,14 +48,6 @@ class Commands(click.Group):
             traceback.print_exc()
             say("error: this is a fault of edgekit; please report it with the lines above")
             sys.exit(70)
-
-
-def say(message: str) -> None:
-    click.echo(message, err=True)
-
-
-def emit(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -97,32 +91,6 @@ def inspect(model: str, input_size: int | None, phones: bool, as_json: bool) -> 
 
     found = inspect_model(model, input_size, phones)
     emit(found) if as_json else tables.show_inspection(found)
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What every command that runs a recipe takes."""
-    options = (
-        click.argument("model"),
-        click.option("--recipe", required=True, help="Name of a shipped recipe, or path of a TOML file."),
-        click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help=SOURCES),
-        click.option("--out", type=PATH, required=True, help="Folder of the new bundle."),
-        click.option("--seed", default=0, show_default=True),
-        click.option("--set", "overrides", multiple=True, metavar="STEP.FIELD=VALUE", help="Override the recipe."),
-        click.option("--resume", is_flag=True, help="Go on where a killed run stopped."),
-        click.option(
-            "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
-            help="At an image that cannot be decoded.",
-        ),
-        click.option(
-            "--runs", type=click.IntRange(8), default=50, show_default=True, help="Rounds of the latency measurement."
-        ),
-        threads_option,
-        io_option,
-        json_option,
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @main.command()
@@ -230,22 +198,96 @@ def unpack(path: Path, out: Path, base: Path | None) -> None:
 
 
 @main.command()
-@click.argument("path", metavar="FILE_OR_BUNDLE", type=PATH)
-@click.option("--runs", type=click.IntRange(8), default=100, show_default=True)
+@click.argument("paths", metavar="FILE_OR_BUNDLE…", type=PATH, nargs=-1, required=True)
+@click.option("--runs", type=int, help="Rounds; each file runs once in each. Default: 100.")
+@click.option("--seconds", type=float, help="Instead of a number of rounds, how long they go on.")
 @threads_option
+@batch_option
 @click.option("--engine", help="What runs a file; default: onnxruntime. A bundle's files run in their own engines.")
+@click.option("--throughput", is_flag=True, help="Also images a second with every core at work.")
+@click.option("--sustained", metavar="TIME", help="Also each file without a pause for this long, e.g. 5m.")
+@click.option("--layers", is_flag=True, help="Also the time of each layer.")
+@trust_option
+@click.option("--layer-table", is_flag=True, help="Instead, of zoo MODELs: layer times for budgets of latency.")
+@device_options
 @json_option
-def profile(path: Path, runs: int, threads: int, engine: str | None, as_json: bool) -> None:
-    """Measure latency: all files of a bundle interleaved, with bootstrap intervals.
+def profile(
+    paths: tuple[Path, ...],
+    layer_table: bool,
+    engine: str | None,
+    sustained: str | None,
+    devices: tuple[str, ...],
+    fleet: Path | None,
+    trust: bool,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Measure latency: all files and those of bundles interleaved, with bootstrap intervals.
 
     \b
     edgekit profile out/quickstart --runs 200
+    edgekit profile model.onnx other.onnx --seconds 30 --layers
+    edgekit profile model.onnx --device ssh://pi@pi4.local --device ssh://pi@pi5.local
+    edgekit profile mobilenet_v2 --layer-table --device ssh://pi@pi4.local
     """
     from edgekit import tables
-    from edgekit.deploy import profile_path
+    from edgekit.deploy import profile_on_devices, profile_paths
+    from edgekit.profile import Plan, seconds_of
 
-    found = profile_path(path, runs, threads, engine, track)
+    if layer_table:
+        from edgekit.on_device import layer_tables
+
+        measured = layer_tables(list(map(str, paths)), settings["threads"], devices, fleet, track, say)
+        emit(measured) if as_json else tables.show_layer_tables(measured)
+        return 2 if measured["failed"] else 0
+    plan = Plan(**settings, sustained_s=seconds_of(sustained) if sustained else None)
+    if devices or fleet:
+        there = profile_on_devices(paths, plan, engine, devices, fleet, track, say)
+        emit(there) if as_json else tables.show_fleet(there)
+        return 2 if there["failed"] else 0
+    found = profile_paths(paths, plan, engine, trust, track)
     emit(found) if as_json else tables.show_profile(found)
+    return 0
+
+
+@main.command()
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="The longest that it may take.")
+@click.option("--floor", default=0.02, show_default=True, help="The least difference that counts, as a share.")
+@click.option("--max-ratio", type=float, help="Exit 1 where SECOND takes more than this share of FIRST's time.")
+@threads_option
+@batch_option
+@click.option("--engine", help="What runs both; default: onnxruntime.")
+@data_option
+@io_option
+@json_option
+def compare(
+    first: Path,
+    second: Path,
+    floor: float,
+    max_ratio: float | None,
+    engine: str | None,
+    data: tuple[str, ...],
+    io_file: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Say whether SECOND is faster or slower than FIRST: paired rounds until it is sure. With --data, score both too.
+
+    Exits 3 where the time was over first; with --max-ratio, 1 where SECOND is beyond that for sure, 0 where within.
+
+    \b
+    edgekit compare old.onnx new.onnx --max-ratio 1.05
+    """
+    from edgekit import tables
+    from edgekit.deploy import compare_files
+    from edgekit.profile import Plan
+    from edgekit.profile.compare import exit_code
+
+    found = compare_files(first, second, Plan(**settings), floor, max_ratio, engine, data, io_file, track)
+    emit(found) if as_json else tables.show_comparison(found)
+    return exit_code(found)
 
 
 @main.command()
@@ -272,23 +314,28 @@ def traffic(file: Path, board: str | None, llc: str | None, layers: bool, measur
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--gates", "gates_file", type=PATH, required=True, help="TOML of gates.")
-@click.option("--baseline", type=PATH, help="Bundle to compare with; default: the bundle's own uncompressed network.")
+@click.option(
+    "--baseline", type=PATH, help="Bundle or JSON to compare with; default: the bundle's uncompressed network."
+)
+@click.option("--allow", multiple=True, type=click.Choice(["data", "target"]), help="Accept a baseline of another one.")
+@click.option("--update-baseline", "update", type=PATH, help="Write this bundle's figures here, as the next baseline.")
+@click.option("--seconds", type=click.FloatRange(1), default=60, show_default=True, help="For each ratio of latencies.")
 @click.option("--junit", type=PATH, help="Write JUnit XML here.")
 @click.option("--markdown", type=PATH, help="Write Markdown here.")
 @json_option
-def gate(
-    bundle: Path, gates_file: Path, baseline: Path | None, junit: Path | None, markdown: Path | None, as_json: bool
-) -> int:
+def gate(bundle: Path, gates_file: Path, allow: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Judge a bundle; exits 0 where all gates pass, 1 where one fails, 3 where one is inconclusive.
 
     \b
     edgekit gate out/quickstart --gates gates.toml --junit gates.xml
+    edgekit gate out/new --gates gates.toml --baseline baseline.json
+    edgekit gate out/new --gates gates.toml --update-baseline baseline.json
     """
     from edgekit import tables
     from edgekit.deploy import gate_bundle
     from edgekit.gate import exit_code
 
-    verdicts = gate_bundle(bundle, gates_file, baseline, junit, markdown)
+    verdicts = gate_bundle(bundle, gates_file, allowed=allow, track=track, **given)
     tables.show_verdicts(verdicts, as_json)
     return exit_code(verdicts)
 
@@ -326,29 +373,6 @@ def verify(path: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file", type=PATH)
-@click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help="The role `test` is scored.")
-@click.option("--engine", help="What runs the file; default: onnxruntime.")
-@click.option("--target", help="Whose form the file has: its engine scores it, or what stands in for that here.")
-@io_option
-@json_option
-def evaluate(
-    file: Path, data: tuple[str, ...], engine: str | None, target: str | None, io_file: Path | None, as_json: bool
-) -> None:
-    """Score a deployed file on the task's metrics.
-
-    \b
-    edgekit evaluate model.onnx --data test=csv:labels.csv --io io.toml
-    edgekit evaluate net.onnx --target tensorrt --data test=csv:labels.csv
-    """
-    from edgekit import tables
-    from edgekit.deploy import evaluate_file
-
-    found = evaluate_file(file, list(data), engine, io_file, track, target)
-    emit(found) if as_json else tables.show_score(found)
-
-
-@main.command()
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
 @click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help="Calibration pictures.")
@@ -383,5 +407,5 @@ def doctor(as_json: bool) -> None:
     emit(found) if as_json else tables.show_doctor(found)
 
 
-if __name__ == "__main__":
-    main()
+for command in (evaluate, device):
+    main.add_command(command)

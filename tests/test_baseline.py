@@ -1,0 +1,155 @@
+"""What gates compare with: a bundle, the small JSON of one, and what is refused."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from edgekit import report
+from edgekit.baseline import open_baseline, own_baseline, write_baseline
+from edgekit.bundle import Bundle
+from edgekit.errors import BadInput
+from edgekit.gate import Gate
+from edgekit.judge import judge
+from edgekit.recipe import parse_gates
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def written(bundle, tmp_path):
+    write_baseline(tmp_path / "baseline.json", bundle)
+    return tmp_path / "baseline.json"
+
+
+def edited(path, **changes):
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | changes))
+    return path
+
+
+def scored_elsewhere(bundle: Bundle) -> Bundle:
+    data = {**bundle.manifest["data"], "test": {"n": 1, "sha256": "0" * 64}}
+    return dataclasses.replace(bundle, manifest={**bundle.manifest, "data": data})
+
+
+def test_a_bundle_and_its_json_give_the_same_verdicts(bundle, written):
+    gates = {
+        "size_bytes": [Gate(max_ratio=1.0)],
+        "top1": [Gate(max_drop=0.0), Gate(max_drop=0.1, test="significant")],
+        "params": [Gate(max_drop=0.0, target="onnx*")],
+    }
+    found = judge(bundle, gates, open_baseline(written, bundle))
+    assert found == judge(bundle, gates, open_baseline(bundle.path, bundle))
+    assert {verdict.outcome for verdict in found} == {"pass"}
+
+
+def test_the_json_keeps_every_answer_and_is_small(bundle, written):
+    rows = {row["file"]: row for row in open_baseline(written, bundle).rows}
+    assert {name: row["correct"] for name, row in rows.items()} == {
+        row["file"]: row["correct"] for row in report.shipped(bundle)
+    }
+    assert written.stat().st_size < 10_000
+
+
+def test_without_one_the_uncompressed_network_is_the_baseline(bundle):
+    (row,) = {row["file"] for row in own_baseline(bundle).rows}
+    assert row == bundle.base.name
+
+
+def test_latency_compares_by_the_ratio_to_the_same_base(bundle, written):
+    (verdict,) = judge(bundle, {"latency_ms": [Gate(max_ratio=1.0, precision="int8")]}, open_baseline(written, bundle))
+    assert verdict.value == 1.0 and verdict.low < 1.0 < verdict.high
+
+
+def test_latency_of_another_run_or_processor_is_not_compared(bundle, written):
+    rows = [{**row, "cpu": "another"} for row in json.loads(written.read_text())["rows"]]
+    found = open_baseline(edited(written, rows=rows), bundle)
+    (verdict,) = judge(bundle, {"latency_ms": [Gate(max_ratio=2.0, precision="int8")]}, found)
+    assert verdict.outcome == "fail" and "another run" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("ratio", "outcomes"),
+    [
+        ({"median": 1.0, "low": 0.98, "high": 1.02}, ["pass", "fail"]),
+        ({"median": 1.0, "low": 0.6, "high": 1.2}, ["inconclusive", "fail"]),
+    ],
+)
+def test_latency_against_a_bundle_is_measured_side_by_side(bundle, monkeypatch, ratio, outcomes):
+    asked = []
+
+    def compare(first, second, plan, max_ratio, **_track):
+        asked.append((first.path, second.path, plan.seconds, max_ratio))
+        return {"ratio": ratio}
+
+    monkeypatch.setattr("edgekit.judge.compare", compare)
+    gates = {"latency_ms": [Gate(max_ratio=limit, precision="int8") for limit in (1.05, 0.5)]}
+    found = judge(bundle, gates, open_baseline(bundle.path, bundle), seconds=9)
+    assert [verdict.outcome for verdict in found] == outcomes
+    file = bundle.model("onnxruntime", "int8")
+    assert asked == [(file, file, 9, limit) for limit in (1.05, 0.5)]
+
+
+def test_a_ratio_that_no_time_was_enough_for_is_inconclusive(bundle, monkeypatch):
+    monkeypatch.setattr("edgekit.judge.compare", lambda *_given, **_more: {"ratio": None})
+    gates = {"latency_ms": [Gate(max_ratio=1.05, precision="int8")]}
+    (verdict,) = judge(bundle, gates, open_baseline(bundle.path, bundle))
+    assert verdict.outcome == "inconclusive"
+
+
+def test_other_samples_are_refused_unless_allowed(bundle, written):
+    other = scored_elsewhere(bundle)
+    with pytest.raises(BadInput, match=r"other test samples.*--allow data"):
+        open_baseline(written, other)
+    (verdict,) = judge(other, {"top1": [Gate(max_drop=1.0, precision="int8")]}, open_baseline(written, other, ["data"]))
+    assert verdict.value == 0.0 and verdict.low < verdict.high, "not paired: the same answers still leave doubt"
+
+
+def test_another_target_is_refused_unless_allowed(bundle, written):
+    rows = [{**row, "target": "tensorrt"} for row in json.loads(written.read_text())["rows"]]
+    edited(written, rows=rows)
+    gates = {"size_bytes": [Gate(max_ratio=1.0)]}
+    with pytest.raises(BadInput, match=r"no file for onnxruntime.*it has tensorrt.*--allow target"):
+        judge(bundle, gates, open_baseline(written, bundle))
+    allowed = judge(bundle, gates, open_baseline(written, bundle, ["target"]))
+    assert {verdict.outcome for verdict in allowed} == {"pass"}
+    absolute = {"size_bytes": [Gate(max=10**9)]}
+    assert {verdict.outcome for verdict in judge(bundle, absolute, open_baseline(written, bundle))} == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": "edgekit/baseline/2"}, "newer edgekit"),
+        ({"schema": "edgekit/bundle/1"}, "schema is not edgekit/baseline"),
+        ({"rows": [{"file": "a"}]}, "no whole baseline"),
+        ({"rows": [{"file": "a", "target": "t", "precision": "int8", "correct": "ff", "n": 800}]}, "no whole baseline"),
+        ({"rows": [{"file": "a", "target": "t", "precision": "int8", "correct": "zz", "n": 8}]}, "no whole baseline"),
+        ({"rows": [{"file": 1, "target": "t", "precision": "int8", "correct": "ff", "n": 8}]}, "no whole baseline"),
+    ],
+)
+def test_a_damaged_baseline_is_refused(bundle, written, changes, message):
+    with pytest.raises(BadInput, match=message):
+        open_baseline(edited(written, **changes), bundle)
+
+
+def test_a_baseline_that_is_not_there_is_named(bundle, tmp_path):
+    with pytest.raises(BadInput, match="no such file"):
+        open_baseline(tmp_path / "none.json", bundle)
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf"])
+def test_limits_are_numbers(limit):
+    with pytest.raises(BadInput, match="no limit"):
+        parse_gates({"top1": {"min": float(limit)}}, "gates.toml")
+
+
+def test_the_action_uses_what_it_declares():
+    text = (ROOT / "action.yml").read_text()
+    declared = re.findall(r"^  (\w+): \{ description", text, re.MULTILINE)
+    assert set(re.findall(r"\$\{\{ inputs\.(\w+) \}\}", text)) == set(declared)
+    script = text.partition("run: |\n")[2].partition("      env:")[0]
+    assert "${{" not in script, "what a user gives reaches the shell as a variable, never as its text"
