@@ -72,7 +72,7 @@ def show_traffic_layers(rows: Sequence[dict[str, Any]]) -> None:
         made.add_row(row["layer"], *sizes, traffic, si(row["macs_per_byte"]), time)
     show(made)
     print("bytes of each, and those from memory; * the input was in the cache")
-    print("ms: no less than this on one core, for its peak (c, compute) or bandwidth (m, memory)\n")
+    print("ms: at least, on one core, by its peak (c, compute) or its bandwidth (m, memory)\n")
 
 
 def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:

@@ -139,9 +139,11 @@ def test_groups_carry_the_layers_and_macs_of_the_file(files, groups):
         assert {group.layer for group in found if group.macs} == layers
 
 
-def test_int8_weights_are_a_quarter_of_the_float_ones(groups):
-    largest = {name: max(t.size_bytes for g in found for t in g.weights) for name, found in groups.items()}
-    assert largest["fp32"] == 4 * largest["int8"]
+def test_weights_count_by_their_type(groups):
+    for name, item_bytes in (("fp32", 4), ("int8", 1)):
+        layers = [group for group in groups[name] if group.macs]
+        largest = [max(group.weights, key=lambda tensor: len(tensor.shape)) for group in layers]
+        assert {tensor.item_bytes for tensor in largest} == {item_bytes}
 
 
 def test_a_quantised_file_has_the_cio_of_its_float_file(files):
