@@ -19,6 +19,8 @@ EXTRAS = {
     "scikit-learn": ("sklearn", "digits"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
+    "tomli-w": ("tomli_w", "report"),
+    "vl-convert-python": ("vl_convert", "report"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,18 +49,77 @@ def onnx_cost(model: onnx.ModelProto) -> dict[str, int]:
     return cost
 
 
+def layer_costs(model: onnx.ModelProto) -> list[dict[str, Any]]:
+    """A record per convolution, linear layer and product of a file of any precision, at batch 1, in the file's order.
+
+    `layer` is the node's name; `channels_in` and `channels_out` are the whole layer's, groups together; `weights` is
+    how many numbers the weight has, and `bits` what each takes in this file, scales and codebooks shared out. A product
+    of two activations has no weight. MACs are None where shape inference cannot tell.
+    """
+    shapes = shapes_at_batch_1(model)
+    shapes |= {init.name: tuple(init.dims) for init in model.graph.initializer}
+    shapes |= {name: form.shape for name, form in coded_weights(model).items()}
+    stored = {init.name: 8 * type_bytes(init.data_type, math.prod(init.dims)) for init in model.graph.initializer}
+    sources = _sources(model.graph)
+    return [_layer(node, shapes, stored, sources) for node in model.graph.node if node.op_type in LAYERS]
+
+
+def _layer(
+    node: onnx.NodeProto, shapes: dict[str, Shape], stored: dict[str, int], sources: dict[str, set[str]]
+) -> dict[str, Any]:
+    x, weight, y = (shapes.get(name, (-1,)) for name in (*node.input[:2], node.output[0]))
+    read = sources.get(node.input[1], set())
+    known = not any(-1 in shape for shape in (x, weight, y))
+    count = math.prod(weight) if read and known else 0
+    inputs, outputs, kind = _roles(node, weight)
+    return {
+        "layer": node_name(node),
+        "kind": kind,
+        "channels_in": inputs,
+        "channels_out": outputs,
+        "macs": _macs(node, x, y, shapes, {}) if known else None,
+        "weights": count,
+        "bits": sum(stored[name] for name in read) / count if count else None,
+    }
+
+
+def _roles(node: onnx.NodeProto, weight: Shape) -> tuple[int | None, int | None, str]:
+    """Channels in and out of a layer, and what kind it is."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if len(weight) < 2:
+        return None, None, "product"
+    if node.op_type in ("Gemm", "MatMul"):
+        flipped = "transB" in attributes and attributes["transB"].i
+        inputs, outputs = (weight[-1], weight[-2]) if flipped else (weight[-2], weight[-1])
+        return inputs, outputs, "linear"
+    groups = attributes["group"].i if "group" in attributes else 1
+    inputs, outputs = weight[1] * groups, weight[0]
+    if node.op_type == "ConvTranspose":
+        inputs, outputs = weight[0], weight[1] * groups
+    if groups > 1:
+        return inputs, outputs, "depthwise" if groups == inputs else "grouped"
+    return inputs, outputs, "pointwise" if math.prod(weight[2:]) == 1 else "convolution"
+
+
+def _sources(graph: onnx.GraphProto) -> dict[str, set[str]]:
+    """For each value that does not depend on the input, the initialisers that it is made of."""
+    sources = {init.name: {init.name} for init in graph.initializer}
+    for node in graph.node:
+        read = [name for name in node.input if name]
+        if all(name in sources for name in read):
+            sources |= {name: set().union(*(sources[each] for each in read)) for name in node.output}
+    return sources
+
+
 def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
     """The MACs at batch 1 of every convolution and product by its name, of float and quantised files.
 
     Raises:
         BadInput: shape inference leaves the shape of one unknown.
     """
-    shapes = shapes_at_batch_1(model)
-    weights = {init.name: tuple(init.dims) for init in model.graph.initializer}
-    found = {}
-    for node in (node for node in model.graph.node if node.op_type in LAYERS):
-        x, y = (_known(shapes, name, node) for name in (node.input[0], node.output[0]))
-        found[node_name(node)] = _macs(node, x, y, shapes, weights)
+    found = {row["layer"]: row["macs"] for row in layer_costs(model)}
+    if unknown := [name for name, macs in found.items() if macs is None]:
+        raise BadInput(f"{unknown[0]}: its shapes cannot be inferred; put `fold` first")
     return found
 
 

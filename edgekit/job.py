@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ class Job:
     threads: int = 1
     tables: dict[tuple[str, tuple[Edit, ...]], LatencyModel] = dataclasses.field(default_factory=dict)
     """The latency of networks that was asked for before, by MODEL and edits."""
+    command: str = ""
+    """What was typed, so that the report can say how to do it again."""
 
     @property
     def work(self) -> Path:
@@ -288,10 +291,31 @@ def prepare(
         datasets.check_task(samples, settings.output.task)
         if settings.output.task == "classify" and settings.output.classes is not None:
             datasets.check_labels(samples, settings.output.classes)
-    job = Job(model, settings, source, data, out, seed, track, log, world, threads)
+    typed = _command(model, recipe_name, specs, out, seed, overrides, on_error, io_file)
+    job = Job(model, settings, source, data, out, seed, track, log, world, threads, command=typed)
     if world.first:
         _claim_folder(job, resume)
     return job
+
+
+def _command(
+    model: str,
+    recipe_name: str,
+    specs: Sequence[str],
+    out: Path,
+    seed: int,
+    overrides: Sequence[str],
+    on_error: OnError,
+    io_file: Path | None,
+) -> str:
+    """The command line that asks for this job."""
+    words = ["edgekit", "compress", model, "--recipe", recipe_name]
+    words += [word for spec in specs for word in ("--data", spec)]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--io", str(io_file)] if io_file else []
+    words += ["--on-error", on_error] if on_error != "stop" else []
+    words += ["--seed", str(seed)] if seed else []
+    return shlex.join([*words, "--out", str(out)])
 
 
 def _describes_itself(source: Source, model: str) -> bool:

@@ -381,6 +381,7 @@ def _seal(
             "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": machine(),
             "python": platform.python_version(),
+            "command": job.command,
         },
     }
     write_json(job.out / MANIFEST, manifest)

@@ -77,7 +77,7 @@ def show_traffic_layers(rows: Sequence[dict[str, Any]]) -> None:
 
 def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
     """Print a bundle's table and the newest verdicts; returns the exit code of those."""
-    verdicts = [gate.Verdict(**item) for item in (bundle.latest("gates") or {}).get("verdicts", [])]
+    verdicts = report.newest_verdicts(bundle)
     if as_json:
         print(json.dumps(report.document(bundle), indent=1))
     elif markdown:
@@ -92,6 +92,20 @@ def show_report(bundle: Bundle, as_json: bool, markdown: bool = False) -> int:
             print(report.verdict_line(verdict))
         print(f"\nbundle: {bundle.path}")
     return gate.exit_code(verdicts)
+
+
+def show_reports(bundles: Sequence[Bundle], as_json: bool, markdown: bool = False) -> None:
+    """Print the tables of several bundles, each under its name; of one alone as `show_report`."""
+    if len(bundles) == 1:
+        show_report(bundles[0], as_json, markdown)
+    elif as_json:
+        documents = [report.document(bundle) for bundle in bundles]
+        print(json.dumps({"schema": "edgekit/reports/1", "reports": documents}, indent=1))
+    else:
+        for name, bundle in zip(report.names([bundle.path for bundle in bundles]), bundles):
+            print(f"### {report.plain_markdown(name)}\n" if markdown else name)
+            show_report(bundle, False, markdown)
+            print()
 
 
 def show_profile(found: dict[str, Any], most: int = 12) -> None:

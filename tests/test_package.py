@@ -26,6 +26,7 @@ def test_the_wheel_holds_what_the_package_needs(wheel):
         names = set(archive.namelist())
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     assert {"edgekit/recipes/quickstart.toml", "edgekit/models/mobilenet_v2_digits.safetensors"} <= names
+    assert {f"edgekit/report/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata
 

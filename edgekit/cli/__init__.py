@@ -341,19 +341,28 @@ def gate(bundle: Path, gates_file: Path, allow: tuple[str, ...], as_json: bool, 
 
 
 @main.command()
-@click.argument("bundle", type=PATH)
-@click.option("--markdown", is_flag=True, help="Markdown on stdout.")
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE…", type=PATH)
+@click.option("--out", type=PATH, help="Write one HTML file with tables and plots here.")
+@click.option("--plots", type=PATH, help="Write each plot as PNG and SVG into this folder.")
+@click.option("--card", type=PATH, help="Write the model card, in Markdown, here.")
+@click.option("--markdown", is_flag=True, help="Markdown on stdout, for a comment on a pull request.")
 @json_option
-def report(bundle: Path, markdown: bool, as_json: bool) -> None:
-    """Print the table of stages and the verdicts of a bundle.
+def report(bundles: tuple[Path, ...], markdown: bool, as_json: bool, **wanted: Path | None) -> None:
+    """Show what bundles hold: on the terminal, or as one HTML file, plots or a model card.
 
     \b
-    edgekit report out/quickstart --markdown
+    edgekit report out/quickstart --out report.html
+    edgekit report out/* --plots figures
     """
     from edgekit import tables
     from edgekit.bundle import open_bundle
+    from edgekit.report import write_reports
 
-    tables.show_report(open_bundle(bundle), as_json, markdown)
+    opened = [open_bundle(path) for path in bundles]
+    for line in write_reports(opened, **wanted):
+        say(line)
+    if markdown or as_json or not any(wanted.values()):
+        tables.show_reports(opened, as_json, markdown)
 
 
 @main.command()

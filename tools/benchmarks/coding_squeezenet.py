@@ -4,7 +4,7 @@
   asked for are claimed of, on three.
 - archives: zip (deflate, level 9), zstd (level 22) and xz (level 9, extreme) of the float file and of the int8 file.
 
-`pip install 'edgekit[bench]'` brings zstd.
+`pip install 'edgekit[benchmarks]'` brings zstd.
 """
 
 import functools

@@ -1,51 +1,19 @@
-"""The table of stages and the verdicts of gates, for a terminal, for Markdown and as JSON."""
+"""The table of stages and the verdicts of gates, for a terminal and as Markdown."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import Bundle
 from edgekit.gate import Verdict
-from edgekit.schema import to_json
+from edgekit.report.rows import METRICS, base_row, rows, shipped, task
 from edgekit.targets import target
 from edgekit.terminal import latency, make, megabytes, si
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-# The metric of each task that the table shows, and its title.
-METRICS = {"classify": ("top1", "top-1"), "segment": ("miou", "mIoU"), "detect": ("map", "mAP")}
-
-
-def rows(bundle: Bundle) -> list[dict[str, Any]]:
-    """A record per stage: what `compress` measured, and the latency of the newest profile."""
-    profile = bundle.latest("profile") or {"rows": [], "machine": bundle.manifest["runs"]["machine"]}
-    timed = {row["file"]: row for row in profile["rows"]}
-    hashes = {name: sealed["sha256"] for name, sealed in bundle.manifest["files"].items()}
-    merged = []
-    for step in bundle.manifest["steps"]:
-        timing = {key: value for key, value in timed.get(step["file"], {}).items() if key != "file"}
-        known = {"cpu": profile["machine"]["cpu"], "sha256": hashes.get(step["file"])}
-        known["ratio_sha256"] = hashes.get(timing.get("ratio_to"))
-        merged.append({**step, **step["metrics"], **timing, **known})
-    return merged
-
-
-def shipped(bundle: Bundle) -> list[dict[str, Any]]:
-    """The rows of the files that ship."""
-    names = {path.name for path in bundle.models}
-    return [row for row in rows(bundle) if row["file"] in names]
-
-
-def base_row(bundle: Bundle) -> dict[str, Any]:
-    """The row of the uncompressed network, which drops and ratios compare with."""
-    return next(row for row in rows(bundle) if row["file"] == bundle.base.name)
-
-
-def task(bundle: Bundle) -> str:
-    return bundle.manifest["output"].get("task", "classify")
 
 
 def columns(task: str) -> tuple[str, ...]:
@@ -164,13 +132,13 @@ def verdict_line(verdict: Verdict) -> str:
 def markdown(bundle: Bundle, verdicts: Sequence[Verdict] = ()) -> str:
     lines = _markdown_table(columns(task(bundle)), [cells(row, task(bundle)) for row in rows(bundle)])
     lines += ["", *_markdown_table(("MB", *SIZES), sized)] if (sized := size_rows(bundle)) else []
-    lines += ["", *below] if (below := notes(bundle)) else []
+    lines += ["", *map(plain_markdown, below)] if (below := notes(bundle)) else []
     return "\n".join([*lines, *(["", verdicts_markdown(verdicts)] if verdicts else [])]) + "\n"
 
 
 def _markdown_table(titles: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     rule = "|" + "---|" * len(titles)
-    return ["| " + " | ".join(titles) + " |", rule, *("| " + " | ".join(row) + " |" for row in body)]
+    return [_markdown_row(titles), rule, *map(_markdown_row, body)]
 
 
 def verdicts_markdown(verdicts: Sequence[Verdict]) -> str:
@@ -181,33 +149,10 @@ def verdicts_markdown(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(_markdown_table(("outcome", "metric", "rule", "limit", "measured", "file"), body))
 
 
-def junit(verdicts: Sequence[Verdict]) -> bytes:
-    """JUnit XML: a test case per gate; an inconclusive one is an error, never a pass."""
-    from xml.etree import ElementTree
-
-    failed = sum(verdict.outcome == "fail" for verdict in verdicts)
-    undecided = sum(verdict.outcome == "inconclusive" for verdict in verdicts)
-    counts = {"tests": str(len(verdicts)), "failures": str(failed), "errors": str(undecided)}
-    suite = ElementTree.Element("testsuite", {"name": "edgekit gate", **counts})
-    for verdict in verdicts:
-        name = f"{verdict.metric} {verdict.rule} {verdict.limit:g}"
-        case = ElementTree.SubElement(suite, "testcase", classname=verdict.file, name=name)
-        if verdict.outcome != "pass":
-            kind = "failure" if verdict.outcome == "fail" else "error"
-            ElementTree.SubElement(case, kind, message=verdict_line(verdict))
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(plain_markdown, cells)) + " |"
 
 
-def document(bundle: Bundle) -> dict[str, Any]:
-    """The report as one JSON document."""
-    return {
-        "schema": "edgekit/report/1",
-        "bundle": str(Path(bundle.path).name),
-        "seal": bundle.seal,
-        "rows": rows(bundle),
-        "gates": (bundle.latest("gates") or {}).get("verdicts", []),
-    }
-
-
-def verdicts_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    return [to_json(verdict) for verdict in verdicts]
+def plain_markdown(text: str) -> str:
+    """Text as Markdown that shows it: names come from files, and must neither end a cell nor become HTML."""
+    return re.sub(r"[\\`|<>*]|\](?=\()", r"\\\g<0>", " ".join(text.split()))
