@@ -204,6 +204,13 @@ def show_comparison(found: dict[str, Any]) -> None:
         metrics = [", ".join(f"{name} {value:.2f}" for name, value in score["metrics"].items())] if score else []
         made.add_row(row["file"], latency(row["latency_ms"]), *metrics)
     show(made)
+    for line in verdict_lines(found):
+        print(line)
+    _show_conditions(found, {row["engine"]: found["settings"]["versions"][row["engine"]] for row in found["rows"]})
+
+
+def verdict_lines(found: dict[str, Any]) -> list[str]:
+    """What a comparison found, in words."""
     ratio, (first, second) = found["ratio"], (row["file"] for row in found["rows"])
     spread = "no ratio after so few rounds"
     if ratio is not None:
@@ -214,9 +221,8 @@ def show_comparison(found: dict[str, Any]) -> None:
         "same": f"{second} takes the time of {first} to {found['floor']:.0%}",
         "undecided": f"whether {second} is faster or slower than {first}; give it more --seconds, or a quieter machine",
     }
-    print(f"{found['verdict']}: {verdicts[found['verdict']]}")
-    print(f"{spread}, {found['rows'][0]['latency_ms']['n']} rounds, {found['seconds']:.1f} s")
-    _show_conditions(found, {row["engine"]: found["settings"]["versions"][row["engine"]] for row in found["rows"]})
+    rounds = f"{found['rows'][0]['latency_ms']['n']} rounds, {found['seconds']:.1f} s"
+    return [f"{found['verdict']}: {verdicts[found['verdict']]}", f"{spread}, {rounds}"]
 
 
 def show_packed(found: dict[str, Any]) -> None:

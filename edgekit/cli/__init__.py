@@ -24,6 +24,7 @@ from edgekit.cli.options import (
     threads_option,
     trust_option,
 )
+from edgekit.cli.pairs import compare, traffic
 from edgekit.errors import EdgekitError
 from edgekit.progress import track
 
@@ -251,67 +252,6 @@ def profile(
 
 
 @main.command()
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="The longest that it may take.")
-@click.option("--floor", default=0.02, show_default=True, help="The least difference that counts, as a share.")
-@click.option("--max-ratio", type=float, help="Exit 1 where SECOND takes more than this share of FIRST's time.")
-@threads_option
-@batch_option
-@click.option("--engine", help="What runs both; default: onnxruntime.")
-@data_option
-@io_option
-@json_option
-def compare(
-    first: Path,
-    second: Path,
-    floor: float,
-    max_ratio: float | None,
-    engine: str | None,
-    data: tuple[str, ...],
-    io_file: Path | None,
-    as_json: bool,
-    **settings: Any,
-) -> int:
-    """Say whether SECOND is faster or slower than FIRST: paired rounds until it is sure. With --data, score both too.
-
-    Exits 3 where the time was over first; with --max-ratio, 1 where SECOND is beyond that for sure, 0 where within.
-
-    \b
-    edgekit compare old.onnx new.onnx --max-ratio 1.05
-    """
-    from edgekit import tables
-    from edgekit.deploy import compare_files
-    from edgekit.profile import Plan
-    from edgekit.profile.compare import exit_code
-
-    found = compare_files(first, second, Plan(**settings), floor, max_ratio, engine, data, io_file, track)
-    emit(found) if as_json else tables.show_comparison(found)
-    return exit_code(found)
-
-
-@main.command()
-@click.argument("file", type=PATH)
-@click.option("--board", help="Whose caches, bandwidth and peak count, e.g. raspberry_pi_4.")
-@click.option("--llc", metavar="SIZE", help="The last-level cache alone; default: 2MiB.")
-@click.option("--layers", is_flag=True, help="Layer by layer.")
-@click.option("--measure", metavar="PROVIDER", help="Measure it too, by cachegrind, perf or ncu.")
-@json_option
-def traffic(file: Path, board: str | None, llc: str | None, layers: bool, measure: str | None, as_json: bool) -> None:
-    """Show the memory traffic of an ONNX file in three tiers: CIO, modelled bytes, measured bytes.
-
-    \b
-    edgekit traffic model.onnx --board raspberry_pi_4 --layers
-    edgekit traffic model.onnx --llc 512KiB --measure cachegrind
-    """
-    from edgekit import tables
-    from edgekit.traffic.commands import traffic_of
-
-    found = traffic_of(file, board, llc, measure)
-    emit(found) if as_json else tables.show_traffic(found, layers)
-
-
-@main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--gates", "gates_file", type=PATH, required=True, help="TOML of gates.")
 @click.option(
@@ -416,5 +356,5 @@ def doctor(as_json: bool) -> None:
     emit(found) if as_json else tables.show_doctor(found)
 
 
-for command in (evaluate, device):
+for command in (compare, device, evaluate, traffic):
     main.add_command(command)
