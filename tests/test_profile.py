@@ -236,3 +236,9 @@ def test_exit_codes_of_a_comparison(verdict, low, high, max_ratio, code):
     found = {"verdict": verdict, "ratio": {"low": low, "high": high}, "max_ratio": max_ratio}
     assert exit_code(found) == code
     assert exit_code({"verdict": "undecided", "ratio": None, "max_ratio": max_ratio}) == 3
+
+
+def test_two_files_compared_as_a_page(file, tmp_path):
+    out = tmp_path / "compared.html"
+    found = CliRunner().invoke(main, ["compare", str(file), str(file), "--seconds", "0.2", "--html", str(out)])
+    assert found.exit_code in (0, 3) and f"{file.name} and " in out.read_text()
