@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -298,6 +299,9 @@ def prepare(
     return job
 
 
+ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^\s/'\"]+/)*([^\s/'\"]+)")
+
+
 def _command(
     model: str,
     recipe_name: str,
@@ -308,14 +312,14 @@ def _command(
     on_error: OnError,
     io_file: Path | None,
 ) -> str:
-    """The command line that asks for this job."""
+    """The command line that asks for this job; of a path from the root its last part, as a bundle keeps no places."""
     words = ["edgekit", "compress", model, "--recipe", recipe_name]
     words += [word for spec in specs for word in ("--data", spec)]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--io", str(io_file)] if io_file else []
     words += ["--on-error", on_error] if on_error != "stop" else []
     words += ["--seed", str(seed)] if seed else []
-    return shlex.join([*words, "--out", str(out)])
+    return ABSOLUTE.sub(r"\1", shlex.join([*words, "--out", str(out)]))
 
 
 def _describes_itself(source: Source, model: str) -> bool:

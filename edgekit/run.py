@@ -79,7 +79,7 @@ def compress(
         model: zoo name with arguments, `package.module:factory`, or a path ending in .onnx.
         recipe: name of a shipped recipe, or path of a TOML file.
         data: one or several DATA specs.
-        runs, threads: of the latency measurement.
+        runs, threads: of the latency measurement; at least eight runs.
         on_error: "stop" at an image that cannot be decoded, or "skip" and count it.
         io_file: TOML with [input] and [output] for a model that the recipe does not describe.
 
@@ -87,6 +87,7 @@ def compress(
         EdgekitError: everything a user can mend; `out` is then resumable or untouched, never half a bundle.
     """
     specs = [data] if isinstance(data, str) else list(data)
+    plan = profile.Plan(runs=runs, threads=threads)
     world = join()
     job = prepare(
         model, recipe, specs, Path(out), seed=seed, overrides=overrides, resume=resume, on_error=on_error,
@@ -97,7 +98,7 @@ def compress(
         if not world.agreed((job.out / MANIFEST).is_file()):
             _make(job)
         if world.first:
-            _finish(job, runs, threads)
+            _finish(job, plan)
     world.agreed(None)  # the others wait until everything is written
     return bundles.open_bundle(job.out)
 
@@ -115,11 +116,11 @@ def train(model: str, recipe: str, data: str | Sequence[str], out: str | Path, *
     return compress(model, recipe, data, out, **options)
 
 
-def _finish(job: Job, runs: int, threads: int) -> None:
+def _finish(job: Job, plan: profile.Plan) -> None:
     """Measure and judge a sealed bundle, and remove what only a resumed run would need."""
     made = bundles.open_bundle(job.out)
     stages = sorted(job.work.glob("stage-*.onnx"))
-    profile.profile_bundle(made, profile.Plan(runs=runs, threads=threads), stages, track=job.track)
+    profile.profile_bundle(made, plan, stages, track=job.track)
     if job.recipe.gates:
         made.add("gates", {"verdicts": report.verdicts_json(judge(made, job.recipe.gates, track=job.track))})
     shutil.rmtree(job.work, ignore_errors=True)
@@ -341,13 +342,23 @@ def _row(
         "stand_in": runtime.reason,
         **cost,
         "size_bytes": path.stat().st_size,
-        "traffic_model_bytes": traffic_bytes(fused(path)) if wanted.engine == "onnxruntime" else None,
+        **_traffic(path, wanted),
         "metrics": score.metrics,
         "metrics_torch": metrics_torch,
         "n": score.n,
         "skipped": score.skipped,
         "correct": "".join("1" if hit else "0" for hit in score.correct),
     }
+
+
+def _traffic(path: Path, wanted: Target) -> dict[str, Any]:
+    """The modelled bytes of ONNX Runtime's files, or why there are none."""
+    if wanted.engine != "onnxruntime":
+        return {}
+    try:
+        return {"traffic_model_bytes": traffic_bytes(fused(path))}
+    except BadInput as error:
+        return {"traffic_unknown": str(error)}
 
 
 # Sealing

@@ -60,7 +60,7 @@ CODINGS = {
 def test_all_of_them_compose(tmp_path, name):
     recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
     recipe.write_text(RECIPE.format(coding=CODINGS[name]))
-    edgekit.compress("mobilenet_v2_digits", str(recipe), "digits", out, seed=0, runs=5)
+    edgekit.compress("mobilenet_v2_digits", str(recipe), "digits", out, seed=0, runs=8)
     bundle = open_bundle(out)
     found = {(row["target"], row["precision"]): row for row in rows(bundle) if row["file"].startswith("model.")}
     assert len(found) == 4 and all(row["top1"] > 90 for row in found.values())

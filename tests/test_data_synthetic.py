@@ -60,7 +60,7 @@ def test_int8_without_a_picture_of_ones_own(bundle, data, tmp_path):
     """DFQ's use: calibrated on made-up pictures, scored on the real ones."""
     file, recipe = bundle.model("onnxruntime", "fp32"), tmp_path / "int8.toml"
     recipe.write_text('[[rewrite]]\nname = "int8"\nimages = 8\n')
-    made = edgekit.compress(str(file), str(recipe), [f"test={data}", "calibrate=synthetic:8"], tmp_path / "out", runs=4)
+    made = edgekit.compress(str(file), str(recipe), [f"test={data}", "calibrate=synthetic:8"], tmp_path / "out", runs=8)
     base, *_, quantised = made.manifest["steps"]
     assert quantised["int8_convs"] == 5 and quantised["parity_db"] > 15
     assert base["metrics"]["top1"] - quantised["metrics"]["top1"] < 5

@@ -357,7 +357,7 @@ def test_a_run_gives_the_network_before_pruning_also_when_resumed(tmp_path, data
     monkeypatch.setattr(Reconstruct, "__call__", spy)
     model, out, recipe = "tests.nets:Tiny?classes=4", tmp_path / "out", str(tmp_path / "recipe.toml")
     with pytest.raises(Killed):
-        edgekit.compress(model, recipe, data, out, runs=4)
-    made = edgekit.compress(model, recipe, data, out, runs=4, resume=True)
+        edgekit.compress(model, recipe, data, out, runs=8)
+    made = edgekit.compress(model, recipe, data, out, runs=8, resume=True)
     assert seen == [(0, False)] * 3, "not the base, and whole: for both passes and after resuming"
     assert [step["stage"] for step in made.manifest["steps"]][-2:] == ["reconstruct"] * 2

@@ -383,8 +383,8 @@ def words(script: str) -> list[str]:
 def test_the_script_for_tensorrt_10_and_11():
     script = build_script(TENSORRT["tensorrt"], "net.onnx", {"input": [None, 3, 16, 24]})
     assert words(script) == [
-        "trtexec", "--onnx=net.onnx", "--saveEngine=net.plan", "--stronglyTyped", "--memPoolSize=workspace:1024",
-        "--timingCacheFile=net.timing", "--minShapes=input:1x3x16x24", "--optShapes=input:1x3x16x24",
+        "trtexec", "--onnx=net.onnx", "--saveEngine=net.plan", "--timingCacheFile=net.timing", "--stronglyTyped",
+        "--memPoolSize=workspace:1024", "--minShapes=input:1x3x16x24", "--optShapes=input:1x3x16x24",
         "--maxShapes=input:32x3x16x24", "--profilingVerbosity=detailed", "--skipInference",
     ]  # fmt: skip
 

@@ -258,7 +258,7 @@ FOLD_ONLY = '[input]\nsize = 16\nmean = [0.5]\nstd = [0.5]\n\n[output]\nclasses 
 
 def compressed(spec: str, data: str, folder: Path, log: list[str]):
     (folder / "fold.toml").write_text(FOLD_ONLY)
-    return edgekit.compress(spec, str(folder / "fold.toml"), data, folder / "out", runs=2, log=log.append)
+    return edgekit.compress(spec, str(folder / "fold.toml"), data, folder / "out", runs=8, log=log.append)
 
 
 def test_a_bundle_holds_the_users_weights_and_not_their_place(saved, data, tmp_path):

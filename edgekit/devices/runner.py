@@ -164,8 +164,8 @@ def operators(session: Session) -> Operators:
 
 
 WARM_RUNS, WARM_SHARE = 3, 0.05
-FEWEST = 8
-"""Rounds that an interval takes."""
+FEWEST, MOST = 8, 500_000
+"""Rounds that an interval takes, and that a result can hold."""
 
 
 def run_ms(session: Any, batch: np.ndarray) -> float:
@@ -189,12 +189,12 @@ def warm_up(session: Any, batch: np.ndarray, limit_s: float = 1.0) -> bool:
 
 
 def rounds(runs: int | None, seconds: float | None = None, least: int = 1) -> Iterator[int]:
-    """Numbers of rounds: `runs` of them, or as many as begin within `seconds`, but `least`."""
+    """Numbers of rounds: `runs` of them, or as many as begin within `seconds`, but `least`, and MOST."""
     if runs is not None:
         yield from range(runs)
         return
     begin, done = time.perf_counter(), 0
-    while done < least or time.perf_counter() - begin < (seconds or 0.0):
+    while done < least or (done < MOST and time.perf_counter() - begin < (seconds or 0.0)):
         yield done
         done += 1
 

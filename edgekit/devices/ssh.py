@@ -121,7 +121,7 @@ class Connection:
             process = self._ssh("no", python, errors)
             assert process.stdout is not None
             if command != "begin":  # cut short, it would leave nobody to know whether a run began
-                self._running.add(process)
+                self._watch(process)
             try:
                 _feed(process, itertools.chain((text,), body))
                 agent = _Agent(process.stdout, lambda: self._failure(process, errors))
@@ -130,6 +130,12 @@ class Connection:
             finally:
                 _end(process)
                 self._running.discard(process)
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Let `interrupt` end it, also one that came while it was starting."""
+        self._running.add(process)
+        if self._interrupted.is_set():
+            process.kill()
 
     def _failure(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> BaseException:
         """Why an agent says nothing more."""
@@ -166,7 +172,7 @@ class Connection:
         with tempfile.TemporaryFile() as errors:
             # Its input is never written to: it ends with this process, and the connection with it.
             self._master = master = self._ssh("yes", "echo edgekit; exec cat > /dev/null", errors)
-            self._running.add(master)
+            self._watch(master)
             assert master.stdout is not None
             _Agent(master.stdout, lambda: self._failure(master, errors)).wait_for("edgekit\n")
             self._running.discard(master)
