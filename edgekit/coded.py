@@ -61,13 +61,13 @@ class Coded(Form):
 
 class CodebookWeight(Coded):
     """Frozen codes, and a codebook, unless it is fixed, and factors that train. The codebook is the parametrisation's
-    `original`."""
+    `original`, where it is `half` to be rounded to float16; gradients pass the rounding."""
 
     codes: torch.Tensor
 
-    def __init__(self, shape: tuple[int, ...], k: int, m: int, per_channel: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], k: int, m: int, per_channel: bool, half: bool = False) -> None:
         super().__init__()
-        self.shape, self.size = shape, (k, m)
+        self.shape, self.size, self.half_book = shape, (k, m), half
         self.register_buffer(
             "codes", torch.zeros(math.prod(shape) // m, dtype=torch.uint8 if k <= 256 else torch.int32)
         )
@@ -80,15 +80,18 @@ class CodebookWeight(Coded):
         return weight.new_zeros(self.size)
 
     def codes_of(self, *originals: torch.Tensor) -> Codes:
-        return Codes(self.codes.long(), originals[0], self.factor, self.shape)
+        codebook = originals[0]
+        if self.half_book:
+            codebook = codebook + (codebook.half().float() - codebook).detach()  # exact: the two are close
+        return Codes(self.codes.long(), codebook, self.factor, self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class CodeWeight:
     """The edit that keeps a layer's weight as a codebook of `k` entries of `m` numbers each, and codes.
 
-    With `per_channel`, every output channel has a factor of its own; a `fixed` codebook does not train. The codes are
-    to be set (`set_codes`).
+    With `per_channel`, every output channel has a factor of its own; a `fixed` codebook does not train, a `half` one
+    holds float16. The codes are to be set (`set_codes`).
     """
 
     layer: str
@@ -96,6 +99,7 @@ class CodeWeight:
     m: int = 1
     per_channel: bool = False
     fixed: bool = False
+    half: bool = False
 
     def apply(self, module: nn.Module) -> None:
         layer = codable(module, self.layer, "code_weight", (Form,))
@@ -108,7 +112,7 @@ class CodeWeight:
                 f"k = {self.k} must be between 1 and that"
             )
         shape = tuple(layer.weight.shape)
-        parametrise(layer, CodebookWeight(shape, self.k, self.m, self.per_channel))
+        parametrise(layer, CodebookWeight(shape, self.k, self.m, self.per_channel, self.half))
         originals(layer)[0].requires_grad_(not self.fixed)
 
 

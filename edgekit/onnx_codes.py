@@ -2,7 +2,8 @@
 
     weight = Reshape(Gather(codebook, Cast(codes)), shape) · factor        (see coded.py)
 
-A runtime that folds constants decodes once, when it loads the file. A codebook of whole numbers is stored as int8.
+A runtime that folds constants decodes once, when it loads the file. A codebook of whole numbers is stored as int8, one
+that float16 holds exactly as that.
 Small codebooks share bytes: with k entries, p codes are one byte c₁ k^(p−1) + … + c_p where k^p ≤ 256, and the stored
 table holds all k^p rows of p entries, so that a byte is decoded by the same Gather.
 """
@@ -33,7 +34,7 @@ class Stored:
 
     Attributes:
         codes: (N,) of uint8, uint16 or uint32, rows of the table.
-        table: (rows, m) of float32, or int8 where the codebook holds whole numbers.
+        table: (rows, m) of float32, or of int8 or float16 where that holds the codebook's numbers.
         factor: (C_out,) of float32, or None.
     """
 
@@ -52,7 +53,8 @@ class Stored:
         Whole numbers stay as they are. Other tables are rounded, with one scale for all of the layer.
         """
         factor = np.ones(self.shape[0], np.float32) if self.factor is None else self.factor
-        table, top = self.table, int(np.ceil(np.abs(self.table.astype(np.float32)).max(initial=0)))
+        table = self.table if self.table.dtype == np.int8 else self.table.astype(np.float32)
+        top = int(np.ceil(np.abs(table.astype(np.float32)).max(initial=0)))
         if table.dtype != np.int8 and top:
             scale = np.abs(table).max() / np.float32(high)
             table, factor = np.rint(table / scale).astype(np.int8), (factor * scale).astype(np.float32)
@@ -71,6 +73,8 @@ def stored(codes: Codes) -> Stored:
     whole = np.rint(table)
     if np.array_equal(whole, table) and np.abs(table).max(initial=0) <= INT8:
         table = whole.astype(np.int8)
+    elif np.array_equal(table.astype(np.float16), table):
+        table = table.astype(np.float16)
     indices = codes.codes.cpu().numpy()
     factor = None if codes.factor is None else codes.factor.detach().cpu().numpy()
     packed = [_packed(indices, table, p) for p in range(1, 9) if len(table) ** p <= 256 and len(indices) % p == 0]
@@ -96,7 +100,7 @@ def write(model: onnx.ModelProto, weight: str, form: Stored) -> None:
     graph = model.graph
     nodes = decoding(graph, weight, form)
     result = nodes[-1].output[0]
-    if form.table.dtype == np.int8:
+    if form.table.dtype != np.float32:
         name = f"{weight}{DECODE}3.Cast"
         nodes.append(helper.make_node("Cast", [result], [name], name, to=TensorProto.FLOAT))
         result = name

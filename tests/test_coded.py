@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.coded import Codes, CodeWeight, coded_weights, decoded, set_codes
+from edgekit.coded import Codes, CodeWeight, coded_weights, decoded, originals, set_codes
 from edgekit.edits import KeepChannels
 from edgekit.errors import BadInput
 from edgekit.graph import trace
@@ -169,3 +169,14 @@ BAD = {
 def test_bad_input(make, edits, message):
     with pytest.raises(BadInput, match=message):
         net_of(make()).edited(*edits)
+
+
+def test_a_half_codebook_holds_float16_and_trains():
+    layer = nn.Sequential(nn.Conv2d(4, 4, 3))
+    CodeWeight("0", 8, 9, half=True).apply(layer)
+    book = torch.linspace(-1, 1, 72).reshape(8, 9) / 3
+    set_codes(layer, "0", Codes(torch.arange(16) % 8, book, None, (4, 4, 3, 3)))
+    weight = layer[0].weight
+    assert torch.equal(weight, weight.half().float()) and not torch.equal(weight.flatten()[:9], book[0])
+    weight.sum().backward()
+    assert torch.equal(originals(layer[0])[0].grad, torch.full((8, 9), 2.0)), "each entry stands for two kernels"

@@ -29,12 +29,14 @@ from common import claim, write
 from int8_files import IMAGENET
 from prune_common import Row, context, silent
 
+from edgekit.context import RewriteContext
 from edgekit.data import Output
-from edgekit.export import export, serialise
+from edgekit.export import export, finish, serialise
 from edgekit.net import Net, parse_spec
 from edgekit.nets.resnet import resnet_18
 from edgekit.passes import VQ
 from edgekit.passes.vq import convention_bytes
+from edgekit.rewrites import Fold
 from edgekit.schema import parse
 from edgekit.targets import target
 from edgekit.transport.pack import transport_bytes
@@ -75,7 +77,11 @@ def convention(name: str) -> Row:
     k = {"conv": 256, "pointwise": 256, "linear": 2048}
     settings = parse(VQ, {"k": k, "m": m, "method": {"name": "kmeans", "iterations": 1}}, "tools/benchmarks/coding.py")
     net = settings(base, context(base, IMAGENET, log=silent))
-    content = serialise(export(net.module, IMAGENET, Output(classes=1000), target("onnxruntime")).model)
+    wanted, output = target("onnxruntime"), Output(classes=1000)
+    folded = Fold()(
+        export(net.module, IMAGENET, output, wanted).model, RewriteContext(wanted, IMAGENET, output, None, SEED, silent)
+    )
+    content = serialise(finish(folded, wanted, IMAGENET, output))
     return {
         "mib": convention_bytes(net.module) / MIB,
         "size_bytes": len(content),

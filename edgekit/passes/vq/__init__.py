@@ -57,7 +57,7 @@ class VQ(Subvectors):
         plain = dataclasses.replace(ordered, module=decoded(ordered.module))
         prepare = functools.partial(self._points, self._bases(net, layers), ctx.seed)
         found, shifted = self.method.code(plain, layers, prepare, ctx)
-        made = ordered.edited(*(CodeWeight(layer.name, layer.k, layer.m) for layer in layers))
+        made = ordered.edited(*(CodeWeight(layer.name, layer.k, layer.m, half=True) for layer in layers))
         for layer in layers:
             set_codes(made.module, layer.name, found[layer.name])
         for name, tensor in shifted.items():
