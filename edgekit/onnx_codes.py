@@ -71,10 +71,12 @@ def stored(codes: Codes) -> Stored:
     """Codes in the form that takes the fewest bytes."""
     table = codes.codebook.detach().cpu().numpy()
     whole = np.rint(table)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is no longer equal
+        half = table.astype(np.float16)
     if np.array_equal(whole, table) and np.abs(table).max(initial=0) <= INT8:
         table = whole.astype(np.int8)
-    elif np.array_equal(table.astype(np.float16), table):
-        table = table.astype(np.float16)
+    elif np.array_equal(half, table):
+        table = half
     indices = codes.codes.cpu().numpy()
     factor = None if codes.factor is None else codes.factor.detach().cpu().numpy()
     packed = [_packed(indices, table, p) for p in range(1, 9) if len(table) ** p <= 256 and len(indices) % p == 0]

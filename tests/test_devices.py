@@ -43,7 +43,7 @@ def job(device: Device, **changes) -> dict:
     }  # fmt: skip
 
 
-def wait_for(condition, seconds: float = 10.0):
+def wait_for(condition, seconds: float = 60.0):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "it did not happen in time"

@@ -132,8 +132,8 @@ def test_an_interrupted_epoch_counts_from_its_beginning(net, images, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "bits", "dtype", "codes_bytes"), [
-    ("denseshift", 4, np.float32, 768), ("s3", 2, np.int8, 768 // 3),
-    ("deepshift_q", 5, np.float32, 768),
+    ("denseshift", 4, np.float16, 768), ("s3", 2, np.int8, 768 // 3),
+    ("deepshift_q", 5, np.float16, 768),
 ])  # fmt: skip
 def test_the_file_holds_the_codes(net, images, name, bits, dtype, codes_bytes):
     """768 weights: several codes a byte where that table is small, and an int8 table where its numbers are."""

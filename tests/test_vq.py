@@ -289,7 +289,7 @@ def test_fewer_dimensions_train_and_give_a_codebook_of_that_rank():
     after = [VQ(method=method, exclude=project.exclude)(made, ctx) for method in (VQ().method, EM(images=8))]
     for coded in (*after, VQ(d={"pointwise": 2})(net, ctx)):
         codebook = coded_weights(coded.module)["expand.conv.weight"].codebook
-        assert codebook.shape == (32, 4) and torch.linalg.matrix_rank(codebook, rtol=1e-4) == 2
+        assert codebook.shape == (32, 4) and torch.linalg.matrix_rank(codebook, rtol=2e-3) == 2
 
 
 def test_the_estimate_of_the_dimensions():

@@ -97,6 +97,7 @@ class EM:
         def coder(_name: str, target: Target) -> Codes:
             weight, square = torch.from_numpy(target.weight), torch.from_numpy(target.hessian).float()
             codes = self._fit(prepare(layer, chunks(weight, layer.m)), square, layer, seed)
+            codes = dataclasses.replace(codes, codebook=codes.codebook.half().float())  # as the file holds it
             left_db = decibels(lost(weight.float(), square), lost(weight.float() - codes.decode(), square))
             ctx.log(f"vq: {layer.name} keeps {left_db:.1f} dB of its outputs on the images")
             return codes
