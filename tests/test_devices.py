@@ -179,6 +179,15 @@ def test_the_result_of_a_lost_run_is_taken_by_the_same_command(device, server):
     assert device.run(wanted).result["rows"] != written["rows"], "a result that was taken is measured anew"
 
 
+@pytest.fixture
+def interruptible():
+    """A process begun in the background of a shell ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_no_process(server):
     address = parse_address(f"ssh://127.0.0.1:{server.port}")
     found = []
