@@ -134,9 +134,9 @@ class Int8:
 
         if any(node.op_type in QUANTISED for node in model.graph.node):
             raise BadInput("int8: the graph is quantised already; give the float file")
-        if any(init.data_type == onnx.TensorProto.FLOAT16 for init in model.graph.initializer):
-            raise BadInput("int8: the graph has float16 weights; give the float32 file")
         bare, coded = taken_out(model)
+        if any(init.data_type == onnx.TensorProto.FLOAT16 for init in bare.graph.initializer):
+            raise BadInput("int8: the graph has float16 weights; give the float32 file")
         if coded and (self.equalise or self.absorb):
             raise BadInput("int8: equalise and absorb change weights, and this network keeps them as codes; switch off")
         wanted, model = scheme(ctx.target.name), prepared(put_back(bare, coded, decode=True))
