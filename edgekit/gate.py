@@ -129,8 +129,8 @@ def judge(
             for row in chosen:
                 against = baseline(row) if gate.compares else None
                 for rule, limit in gate.limits.items():
-                    timed = against is not None and (metric, rule) == ("latency_ms", "max_ratio")
-                    known = beside(row, against, limit) if timed and against else row
+                    timed = against if (metric, rule) == ("latency_ms", "max_ratio") else None
+                    known = beside(row, timed, limit) if timed else row
                     verdicts.append(_judge(metric, gate, rule, known, against))
     return verdicts
 
@@ -143,10 +143,11 @@ def _judge(metric: str, gate: Gate, rule: str, row: Row, baseline: Row | None) -
 
     if row.get(metric) is None:
         return failed("not measured")
-    if rule in ("max", "min") or baseline is None:
-        found = None if rule not in ("max", "min") else _spread(row[metric])
+    found: tuple[float, float, float] | None
+    if rule in ("max", "min"):
+        found = _spread(row[metric])
     else:
-        found = _compared(metric, rule, row, baseline)
+        found = _compared(metric, rule, row, baseline) if baseline else None
     if found is None:
         return failed(_without(metric, baseline))
     if not all(map(math.isfinite, found)):

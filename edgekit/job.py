@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 WORK = ".work"
 ROUNDS = 30
 
+ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^\s/'\"]+/)*([^\s/'\"]+)")
+"""A path from the root, and its last part."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -297,9 +300,6 @@ def prepare(
     if world.first:
         _claim_folder(job, resume)
     return job
-
-
-ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^\s/'\"]+/)*([^\s/'\"]+)")
 
 
 def _command(

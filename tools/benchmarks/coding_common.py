@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 from common import RESULTS
 from int8_files import NETWORKS, fold_indices
@@ -56,9 +57,9 @@ SOURCES_OF = {
 
 def kept(part: str) -> list[Row]:
     """The newest row of each key, of the last results and of those measured since."""
-    results, path = RESULTS / "coding.json", WORK / f"{part}.jsonl"
+    results = RESULTS / "coding.json"
     rows = json.loads(results.read_text())["rows"] if results.is_file() else []
-    rows += map(json.loads, path.read_text().splitlines()) if path.is_file() else []
+    rows += common.kept(WORK / f"{part}.jsonl")
     rows = [row for row in rows if row["part"] == part and "source" in row]
     return list({json.dumps([row.get(name) for name in KEY]): row for row in rows}.values())
 
@@ -69,10 +70,7 @@ def once(part: str, measure: Callable[[], Row], steps: Steps = (), **key: Any) -
     for row in kept(part):
         if key.items() <= row.items():
             return row
-    row = key | measure()
-    WORK.mkdir(parents=True, exist_ok=True)
-    with open(WORK / f"{part}.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+    row = common.keep(WORK / f"{part}.jsonl", key | measure())
     print(json.dumps(row), flush=True)
     return row
 

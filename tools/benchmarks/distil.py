@@ -11,13 +11,13 @@ runs of one seed see the same views, so they share them.
 import argparse
 import dataclasses
 import hashlib
-import json
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
 from common import claim, score_file, write
@@ -123,14 +123,11 @@ def trained_teacher(depth: int) -> nn.Module:
 
 
 def keep(row: dict[str, Any]) -> None:
-    with open(WORK / "rows.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(row, flush=True)
+    print(common.keep(WORK / "rows.jsonl", row), flush=True)
 
 
 def kept() -> list[dict[str, Any]]:
-    path = WORK / "rows.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return common.kept(WORK / "rows.jsonl")
 
 
 def train(name: str, seed: int, data: Data, teachers: dict[int, nn.Module]) -> None:

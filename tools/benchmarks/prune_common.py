@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
 from torch import nn
@@ -39,9 +40,7 @@ KEY = "network run tool way budget allocation asked point table seed round".spli
 
 def kept(part: str) -> list[Row]:
     """The finished rows."""
-    path = WORK / f"{part}.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    rows = [{"part": part, **json.loads(line)} for line in lines]
+    rows = [{"part": part, **row} for row in common.kept(WORK / f"{part}.jsonl")]
     newest = {_of_recipe(row): row.get("steps") for row in rows}
     of_newest = [row for row in rows if row.get("steps") == newest[_of_recipe(row)]]
     return list({json.dumps([row.get(name) for name in KEY]): row for row in of_newest}.values())
@@ -53,11 +52,8 @@ def _of_recipe(row: Row) -> str:
 
 
 def keep(part: str, row: Row) -> Row:
-    WORK.mkdir(parents=True, exist_ok=True)
-    with open(WORK / f"{part}.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
     print(part, row, flush=True)
-    return row
+    return common.keep(WORK / f"{part}.jsonl", row)
 
 
 def forget(part: str, only: Sequence[str]) -> None:
