@@ -35,7 +35,7 @@ LAYERS = [
     {"bisect", "deploy", "on_device", "tables"},
     {"cli", "__main__"},
 ]
-LONGER = {"devices/runner.py": 560}
+LONGER = {"devices/runner.py": 600}
 """It is sent to devices as one file."""
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -154,6 +154,18 @@ def test_operators_add_up_to_a_typical_run():
     assert each.max() < 3
 
 
+def test_what_a_note_costs_is_taken_off(monkeypatch, tmp_path):
+    (tmp_path / "a.onnx").write_bytes(model())
+    for cost, left in ((0.0, True), (1e6, False)):
+        monkeypatch.setattr(runner, "note_ms", lambda _threads, cost=cost: cost)
+        found, whole_ms = runner.operator_times(tmp_path / "a.onnx", 1, 1)
+        assert whole_ms > 0 and any(item["ms"] > 0 for item in found) == left
+
+
+def test_a_note_costs_something_and_less_than_a_millisecond():
+    assert 0 <= runner.note_ms(1) < 1
+
+
 def test_images_a_second_add_up_over_streams():
     class Sleeps:
         def fork(self):

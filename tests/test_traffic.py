@@ -116,6 +116,17 @@ def test_a_depthwise_convolution_reads_its_input_once(tmp_path):
     assert conv.filled["input"] == pytest.approx(32 * 96 * 96 * 4, rel=0.01)
 
 
+@pytest.mark.parametrize("filters, times", [(32, 1), (64, 32)])
+def test_in_int8_groups_of_several_channels_read_their_input_one_by_one(filters, times):
+    """With channels last a cache line holds the channels of all groups, and a group takes its own of every line."""
+    x, y = (Tensor(name, (1, 64, 64, count), 1, False, True) for name, count in (("x", 32), ("y", filters)))
+    weight = Tensor("w", (filters, 1, 3, 3), 1, False, False)
+    attributes = {"group": 32, "channels_last": 1, "kernel_shape": [3, 3], "pads": [1] * 4}
+    conv = Group("conv", "QLinearConv", "conv", attributes, (x,), (weight,), (y,), 0)
+    (row,) = modelled([conv], SMALL)
+    assert row.filled["input"] == pytest.approx(times * x.size_bytes, rel=0.05)
+
+
 def test_weights_that_are_coded_count_as_what_they_decode_to(tmp_path):
     weight = np.round(array(8, 4, 3, 3))
     table, codes = np.unique(weight, return_inverse=True)

@@ -292,7 +292,7 @@ def note_ms(threads: int) -> float:
 
 
 def _idle(count: int) -> bytes:
-    """An ONNX file that changes the sign of one number `count` times, written by hand: onnx need not be installed here."""
+    """An ONNX file that changes the sign of one number `count` times, by hand: onnx need not be installed here."""
 
     def field(number: int, value: bytes | str | int) -> bytes:
         if isinstance(value, int):
