@@ -18,11 +18,11 @@ from edgekit.gate import Verdict
 from edgekit.graph_onnx import layer_costs, onnx_cost
 from edgekit.report.changes import changes
 from edgekit.report.layers import file_layers
-from edgekit.report.metrics import METRICS, point
 from edgekit.report.page import comparability, page
 from edgekit.report.plots import tidy
 from edgekit.report.strips import strip
 from edgekit.report.tradeoff import front
+from edgekit.vocabulary import METRICS, point
 from tests.report_bundles import BASE, FP32, HOSTILE, INT8, chain, interval, make_bundle, profile, step
 
 LAYERS = ["stem.conv", "blocks.0.conv", "head"]
