@@ -116,6 +116,7 @@ def test_the_strip_holds_interval_and_limit():
     found = strip(Verdict("top1", "f", "max_drop", 2.0, "pass", 1.0, 0.0, 1.5))
     assert found and found.low < found.value < found.high < found.limit
     assert strip(Verdict("top1", "f", "max_drop", 2.0, "fail", reason="not measured")) is None
+    assert strip(Verdict("miou", "f", "max_drop", 2.0, "inconclusive", 1.0, -100, 100, "not paired")) is None
 
 
 def test_the_page_holds_figures_and_says_what_is_lacking(tmp_path):

@@ -120,12 +120,12 @@ def notes(bundle: Bundle) -> list[str]:
 
 def verdict_line(verdict: Verdict) -> str:
     mark = {"pass": "pass", "fail": "FAIL", "inconclusive": "????"}[verdict.outcome]
-    return f"{mark}  {verdict.metric} {verdict.rule} {verdict.limit:g}: {_found(verdict)}  {verdict.file}"
+    return f"{mark}  {verdict.metric} {verdict.rule} {verdict.limit:g}: {measured_text(verdict)}  {verdict.file}"
 
 
-def _found(verdict: Verdict) -> str:
+def measured_text(verdict: Verdict) -> str:
     """The value with its interval, or why there is none."""
-    if verdict.value is None or verdict.low is None or verdict.high is None:
+    if verdict.value is None:
         return verdict.reason
     if verdict.reason:
         return f"{verdict.value:.4g} ({verdict.reason})"
@@ -149,7 +149,7 @@ def verdicts_markdown(verdicts: Sequence[Verdict]) -> str:
     body = []
     for verdict in verdicts:
         limit = f"{verdict.limit:g}"
-        body.append((verdict.outcome, verdict.metric, verdict.rule, limit, _found(verdict), verdict.file))
+        body.append((verdict.outcome, verdict.metric, verdict.rule, limit, measured_text(verdict), verdict.file))
     return "\n".join(_markdown_table(("outcome", "metric", "rule", "limit", "measured", "file"), body))
 
 
