@@ -215,7 +215,8 @@ def _likely_drop(metric: str, baseline: Row, row: Row) -> tuple[float, float]:
 
 
 def _top1_drops(baseline: Row, row: Row) -> np.ndarray | None:
-    before, after = (np.array([hit == "1" for hit in item.get("correct", "")], int) for item in (baseline, row))
+    texts = (item.get("correct", "").encode() for item in (baseline, row))
+    before, after = (np.frombuffer(text, np.int8) - ord("0") for text in texts)
     if not len(before) or not len(after):
         return None
     rng = np.random.default_rng(0)
