@@ -161,6 +161,8 @@ def _check_precisions(rewrites: Sequence[Step], where: str) -> None:
 
 def parse_gates(tables: Any, where: str) -> dict[str, tuple[Gate, ...]]:
     """`metric = { … }` or `metric = [{ … }, { … }]` for several limits."""
+    if not isinstance(tables, dict):
+        raise BadInput(f"{where}: gates = {tables!r}; write a table of metrics, headed [gates]")
     check_names(tables, where)
     gates = {}
     for metric, value in tables.items():

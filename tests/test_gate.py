@@ -167,7 +167,10 @@ def test_an_unknown_metric_is_told_all_known_ones():
     assert str(error.value).endswith(", ".join(sorted(METRICS)))
 
 
-@pytest.mark.parametrize("tables", [{"top1": 5}, {"top1": []}, {"top1": [5]}, {"top1": {}}, {"top1": {"minimum": 5}}])
+@pytest.mark.parametrize(
+    "tables",
+    [5, {"top1": 5}, {"top1": []}, {"top1": [5]}, {"top1": {}}, {"top1": {"minimum": 5}}, {"top1": {"min": "a"}}],
+)
 def test_what_is_no_gate_is_refused(tables):
     with pytest.raises(BadInput, match=r"gates\.toml"):
         parse_gates(tables, "gates.toml")
