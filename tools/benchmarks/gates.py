@@ -287,14 +287,14 @@ def change_claims(rows: list[Row]) -> list[Row]:
 
 
 def slower_claims(rows: list[Row]) -> list[Row]:
-    claims = []
+    claims, each = [], SLOWER // 2
     for disturbed, where in ((False, "quiet"), (True, "disturbed")):
         exits = [row["exit"] for row in rows if row["disturbed"] == disturbed]
         failed = 100 * exits.count(1) / len(exits)
-        required = f"10 % more work fails in each of {len(exits)} trials"
-        claims.append(claim(f"gates.slower.{where}", required, failed, "% of trials", failed == 100))
-    passed = sum(row["exit"] == 0 for row in rows)
-    return [*claims, claim("gates.slower.passes", f"0 of {len(rows)} trials", passed, "trials", passed == 0)]
+        required = f"10 % more work fails in each of {each} trials, {len(exits)} made"
+        ok = len(exits) >= each and failed == 100
+        claims.append(claim(f"gates.slower.{where}", required, failed, "% of trials", ok))
+    return claims
 
 
 def same_claims(rows: list[Row]) -> list[Row]:
