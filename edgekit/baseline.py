@@ -1,14 +1,17 @@
 """What gates compare with: another bundle, or the small JSON of one that lives in the user's repository.
 
-The JSON holds the metrics of each shipped file and of the uncompressed network, which samples they were scored on and
-which of these were right, so that accuracy stays paired: about a kilobyte for 10,000 samples.
+The JSON holds the metrics of each shipped file, which samples they were scored on and what was right, so that a drop in
+accuracy is paired: of top-1 a bit for each sample, 2.5 kB for 10,000; of other metrics what they are on 500 resamples,
+4 kB however many samples, classes and boxes there are.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +19,12 @@ from edgekit import report
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.errors import BadInput
 from edgekit.files import read_json, write_json
-from edgekit.gate import METRICS, Row
+from edgekit.gate import Row
+from edgekit.metrics.resample import unpacked
+from edgekit.vocabulary import METRICS
 
 SCHEMA = "edgekit/baseline/1"
-KEPT = ("file", "sha256", "target", "precision", "device", "cpu", "ratio_to", "ratio_sha256", "latency_ratio", "n")
+KEPT = "file sha256 target precision device cpu ratio_to ratio_sha256 latency_ratio n resampled".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +114,7 @@ def _read(path: Path, allowed: frozenset[str]) -> Baseline:
     try:
         rows = tuple(_row(row) for row in document["rows"])
         return Baseline(str(path), rows, document["test"], None, allowed)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: is no whole baseline ({error!r}); write it anew with --update-baseline") from None
 
 
@@ -117,7 +122,19 @@ def _row(row: Row) -> Row:
     texts = {key: row[key] for key in ("file", "target", "precision", "correct")}
     if not all(isinstance(value, str) for value in texts.values()):
         raise ValueError(f"a row of {texts}")
+    for name in (*METRICS, "latency_ratio"):
+        if name in row:
+            _check_number(name, row[name])
+    for text in row.get("resampled", {}).values():
+        unpacked(text)
     return {**row, "correct": _bits(row["correct"], row["n"])}
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Raises ValueError for what is neither a finite number nor an interval of them; KeyError for half an interval."""
+    ends = [value[key] for key in ("median", "low", "high")] if isinstance(value, dict) else [value]
+    if not all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends):
+        raise ValueError(f"{name} = {value}")
 
 
 def _bits(text: str, count: int) -> str:

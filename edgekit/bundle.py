@@ -45,6 +45,11 @@ class Bundle:
         """SHA-256 over everything in the manifest but `runs`."""
         return seal_of(self.manifest)
 
+    @functools.cached_property
+    def _results(self) -> dict[Path, dict[str, Any]]:
+        """The later results read so far: they are never rewritten, and every table asks for them."""
+        return {}
+
     @property
     def models(self) -> list[Path]:
         """The files that ship, `model.<target>.<precision>.onnx`."""
@@ -78,7 +83,8 @@ class Bundle:
     def latest(self, kind: str) -> dict[str, Any] | None:
         """The newest result of a kind that belongs to this seal."""
         for path in sorted((self.path / kind).glob("*.json"), key=_written, reverse=True):
-            document = read_json(path, f"edgekit/{kind}/1")
+            document = self._results.get(path) or read_json(path, f"edgekit/{kind}/1")
+            self._results[path] = document
             if document.get("seal") == self.seal:
                 return document
         return None

@@ -101,10 +101,12 @@ class Job:
         role: str = "test",
         world: World = ALONE,
         io: tuple[Input, Output] | None = None,
+        resample: bool = False,
     ) -> Score:
         """Metrics of the network, or of a file that takes and gives what `io` says."""
         input, output = io or self.recipe.plain
-        return evaluate(predict, self.data.role(role), input, output, progress=self.track, world=world)
+        samples = self.data.role(role)
+        return evaluate(predict, samples, input, output, progress=self.track, world=world, resample=resample)
 
     def rewrite_context(self, wanted: Target) -> RewriteContext:
         settings = self.recipe

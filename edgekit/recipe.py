@@ -161,11 +161,13 @@ def _check_precisions(rewrites: Sequence[Step], where: str) -> None:
 
 def parse_gates(tables: Any, where: str) -> dict[str, tuple[Gate, ...]]:
     """`metric = { … }` or `metric = [{ … }, { … }]` for several limits."""
+    if not isinstance(tables, dict):
+        raise BadInput(f"{where}: gates = {tables!r}; write a table of metrics, headed [gates]")
     check_names(tables, where)
     gates = {}
     for metric, value in tables.items():
         items = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, dict) for item in items):
+        if not items or not all(isinstance(item, dict) for item in items):
             raise BadInput(f"{where}: {metric} = {value!r}; write for example {metric} = {{ max = 1.0 }}")
         gates[metric] = tuple(parse(Gate, item, f"{where} {metric}") for item in items)
     return gates

@@ -31,6 +31,7 @@ from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
 from edgekit.judge import judge
 from edgekit.machine import machine
+from edgekit.metrics.resample import packed
 from edgekit.net import Net, edits_to_json, state_sha256
 from edgekit.onnx_file import read, read_io
 from edgekit.parallel import join
@@ -329,7 +330,7 @@ def _row(
 ) -> dict[str, Any]:
     """What is known of a file: its cost, its bytes, and its metrics in the engine that the row names."""
     runtime = runner(wanted)
-    score = job.score(runtime.load(path).run, io=read_io(path))
+    score = job.score(runtime.load(path).run, io=read_io(path), resample=True)
     where = "" if runtime.reason is None else f" ({runtime})"
     job.log(f"{stage}: " + ", ".join(f"{name} {value:.2f}" for name, value in score.metrics.items()) + where)
     return {
@@ -348,6 +349,7 @@ def _row(
         "n": score.n,
         "skipped": score.skipped,
         "correct": "".join("1" if hit else "0" for hit in score.correct),
+        "resampled": {name: packed(np.array(values)) for name, values in score.resampled.items()},
     }
 
 

@@ -5,17 +5,23 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgekit import report
 from edgekit.baseline import open_baseline, own_baseline, write_baseline
 from edgekit.bundle import Bundle
 from edgekit.errors import BadInput
+from edgekit.files import read_json
 from edgekit.gate import Gate
 from edgekit.judge import judge
+from edgekit.metrics.resample import RESAMPLES, packed
 from edgekit.recipe import parse_gates
 
 ROOT = Path(__file__).parents[1]
+
+
+WHOLE = {"file": "a", "target": "t", "precision": "int8", "correct": "ff", "n": 8}
 
 
 @pytest.fixture
@@ -52,6 +58,25 @@ def test_the_json_keeps_every_answer_and_is_small(bundle, written):
         row["file"]: row["correct"] for row in report.shipped(bundle)
     }
     assert written.stat().st_size < 10_000
+
+
+def test_the_json_keeps_resampled_metrics(bundle, tmp_path):
+    values = packed(np.linspace(0, 100, RESAMPLES))
+    steps = [{**step, "miou": 50.0, "resampled": {"miou": values}} for step in bundle.manifest["steps"]]
+    dense = dataclasses.replace(bundle, manifest={**bundle.manifest, "steps": steps})
+    write_baseline(tmp_path / "dense.json", dense)
+    gates = {"miou": [Gate(max_drop=0.0, test="significant")]}
+    assert {verdict.outcome for verdict in judge(dense, gates, open_baseline(tmp_path / "dense.json", dense))} == {
+        "pass"
+    }
+    assert (tmp_path / "dense.json").stat().st_size < 20_000
+
+
+def test_a_profile_is_read_once(bundle, monkeypatch):
+    read, again = [], dataclasses.replace(bundle)
+    monkeypatch.setattr("edgekit.bundle.read_json", lambda path, schema: read.append(path) or read_json(path, schema))
+    report.markdown(again)
+    assert len(read) == 1
 
 
 def test_without_one_the_uncompressed_network_is_the_baseline(bundle):
@@ -129,6 +154,11 @@ def test_another_target_is_refused_unless_allowed(bundle, written):
         ({"rows": [{"file": "a", "target": "t", "precision": "int8", "correct": "ff", "n": 800}]}, "no whole baseline"),
         ({"rows": [{"file": "a", "target": "t", "precision": "int8", "correct": "zz", "n": 8}]}, "no whole baseline"),
         ({"rows": [{"file": 1, "target": "t", "precision": "int8", "correct": "ff", "n": 8}]}, "no whole baseline"),
+        ({"rows": [WHOLE | {"top1": float("nan")}]}, "top1 = nan"),
+        ({"rows": [WHOLE | {"size_bytes": "4000"}]}, "size_bytes = 4000"),
+        ({"rows": [WHOLE | {"latency_ms": {"median": 1.0, "low": 0.5}}]}, "'high'"),
+        ({"rows": [WHOLE | {"resampled": {"miou": "00"}}]}, "no whole baseline"),
+        ({"rows": [WHOLE | {"resampled": 5}]}, "no whole baseline"),
     ],
 )
 def test_a_damaged_baseline_is_refused(bundle, written, changes, message):

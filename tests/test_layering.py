@@ -10,7 +10,19 @@ ROOT = Path(__file__).parents[1] / "edgekit"
 # Left to right: a module imports only from its own group or from groups to its left.
 LAYERS = [
     {"errors"},
-    {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine", "devices", "statistics"},
+    {
+        "files",
+        "schema",
+        "progress",
+        "parallel",
+        "parity",
+        "terminal",
+        "onnx_data",
+        "machine",
+        "devices",
+        "statistics",
+        "vocabulary",
+    },
     {"cards", "targets", "data", "nets"},
     {"coded", "onnx_codes", "projected", "masked", "shift"},
     {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},

@@ -18,11 +18,11 @@ from edgekit.gate import Verdict
 from edgekit.graph_onnx import layer_costs, onnx_cost
 from edgekit.report.changes import changes
 from edgekit.report.layers import file_layers
-from edgekit.report.metrics import METRICS, point
 from edgekit.report.page import comparability, page
 from edgekit.report.plots import tidy
 from edgekit.report.strips import strip
 from edgekit.report.tradeoff import front
+from edgekit.vocabulary import METRICS, point
 from tests.report_bundles import BASE, FP32, HOSTILE, INT8, chain, interval, make_bundle, profile, step
 
 LAYERS = ["stem.conv", "blocks.0.conv", "head"]
@@ -116,6 +116,7 @@ def test_the_strip_holds_interval_and_limit():
     found = strip(Verdict("top1", "f", "max_drop", 2.0, "pass", 1.0, 0.0, 1.5))
     assert found and found.low < found.value < found.high < found.limit
     assert strip(Verdict("top1", "f", "max_drop", 2.0, "fail", reason="not measured")) is None
+    assert strip(Verdict("miou", "f", "max_drop", 2.0, "inconclusive", 1.0, -100, 100, "not paired")) is None
 
 
 def test_the_page_holds_figures_and_says_what_is_lacking(tmp_path):

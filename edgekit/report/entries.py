@@ -16,12 +16,13 @@ from edgekit.onnx_file import read
 from edgekit.report.card import Section, card_sections
 from edgekit.report.changes import Change, beyond, changes
 from edgekit.report.layers import file_layers, with_measured
-from edgekit.report.metrics import METRICS, SHARES, point
+from edgekit.report.metrics import SHARES
 from edgekit.report.reproduce import command, environment, machine_text, recipe_toml
 from edgekit.report.rows import METRICS as TASK_METRICS
 from edgekit.report.rows import newest_verdicts, rows, task
 from edgekit.report.text import notes
 from edgekit.report.tradeoff import Point, points
+from edgekit.vocabulary import METRICS, point
 
 Row = dict[str, Any]
 MOST_STEPS = 400
@@ -125,7 +126,7 @@ def _bundle_entry(name: str, bundle: Bundle) -> Entry:
     return Entry(
         name=name,
         task=task(bundle),
-        rows=[_with_bits(row, ordered[0]) for row in ordered],
+        rows=ordered,
         layers=layers,
         notes=[*notes(bundle), *_gaps(bundle, profile)],
         environment=environment(bundle),
@@ -160,12 +161,6 @@ def _gaps(bundle: Bundle, profile: Mapping[str, Any]) -> list[str]:
     found = [f"{name}: not timed: {reason}" for name, reason in profile.get("unmeasured", {}).items()]
     found += [f"{row['file']}: unstable: {why}" for row in profile["rows"] for why in row.get("unstable", [])]
     return [*found, *(f"Unstable: {why}" for why in profile.get("unstable", []))]
-
-
-def _with_bits(row: Row, base: Row) -> Row:
-    """Bits a weight: 8 × packed bytes over the weights of the uncompressed network."""
-    sent, weights = point(row.get("transport_bytes")), point(base.get("params"))
-    return {**row, "bits": 8 * sent / weights} if sent and weights else dict(row)
 
 
 def _training(bundle: Bundle) -> list[Row]:

@@ -12,15 +12,21 @@ METRICS = {"classify": ("top1", "top-1"), "segment": ("miou", "mIoU"), "detect":
 
 
 def rows(bundle: Bundle) -> list[dict[str, Any]]:
-    """A record per stage: what `compress` measured, and the latency of the newest profile."""
+    """A record per stage: what `compress` measured, and the latency of the newest profile.
+
+    Bits a weight are 8 × packed bytes over the weights of the uncompressed network.
+    """
     profile = bundle.latest("profile") or {"rows": [], "machine": bundle.manifest.get("runs", {}).get("machine", {})}
     timed = {row["file"]: row for row in profile["rows"]}
     hashes = {name: sealed["sha256"] for name, sealed in bundle.manifest["files"].items()}
+    weights = next((step["params"] for step in bundle.manifest["steps"] if step["file"].startswith("base.")), None)
     merged = []
     for step in bundle.manifest["steps"]:
         timing = {key: value for key, value in timed.get(step["file"], {}).items() if key != "file"}
         known = {"cpu": profile["machine"].get("cpu"), "sha256": hashes.get(step["file"])}
         known["ratio_sha256"] = hashes.get(timing.get("ratio_to"))
+        if weights and "transport_bytes" in step:
+            known["bits"] = 8 * step["transport_bytes"] / weights
         merged.append({**step, **step["metrics"], **timing, **known})
     return merged
 

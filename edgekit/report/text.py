@@ -45,15 +45,13 @@ def size_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     """For each file of a bundle its stage and what `SIZES` names: the file and its transport form, bits a weight of the
     uncompressed network, weights and activations at once by the file, and by the runtime the arena and the resident set
     after loading and while running."""
-    weights = base_row(bundle)["params"]
-    return [_size_cells(row, weights) for row in rows(bundle) if "transport_bytes" in row]
+    return [_size_cells(row) for row in rows(bundle) if "transport_bytes" in row]
 
 
-def _size_cells(row: dict[str, Any], weights: int) -> tuple[str, ...]:
+def _size_cells(row: dict[str, Any]) -> tuple[str, ...]:
     keys = "weight_bytes peak_bytes arena_bytes resident_load_bytes resident_run_bytes".split()
-    sent = row["transport_bytes"]
     taken = [megabytes(row.get(key)) for key in keys]
-    return row["stage"], megabytes(row["size_bytes"]), megabytes(sent), f"{8 * sent / weights:.2f}", *taken
+    return row["stage"], megabytes(row["size_bytes"]), megabytes(row["transport_bytes"]), f"{row['bits']:.2f}", *taken
 
 
 def _percent(value: float | None) -> str:
@@ -122,11 +120,17 @@ def notes(bundle: Bundle) -> list[str]:
 
 def verdict_line(verdict: Verdict) -> str:
     mark = {"pass": "pass", "fail": "FAIL", "inconclusive": "????"}[verdict.outcome]
-    found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
-    spread = ""
-    if verdict.low is not None and verdict.low != verdict.high:
-        spread = f" [{verdict.low:.4g}, {verdict.high:.4g}]"
-    return f"{mark}  {verdict.metric} {verdict.rule} {verdict.limit:g}: {found}{spread}  {verdict.file}"
+    return f"{mark}  {verdict.metric} {verdict.rule} {verdict.limit:g}: {measured_text(verdict)}  {verdict.file}"
+
+
+def measured_text(verdict: Verdict) -> str:
+    """The value with its interval, or why there is none."""
+    if verdict.value is None:
+        return verdict.reason
+    if verdict.reason:
+        return f"{verdict.value:.4g} ({verdict.reason})"
+    spread = f" [{verdict.low:.4g}, {verdict.high:.4g}]" if verdict.low != verdict.high else ""
+    return f"{verdict.value:.4g}{spread}"
 
 
 def markdown(bundle: Bundle, verdicts: Sequence[Verdict] = ()) -> str:
@@ -144,8 +148,8 @@ def _markdown_table(titles: Sequence[str], body: Sequence[Sequence[str]]) -> lis
 def verdicts_markdown(verdicts: Sequence[Verdict]) -> str:
     body = []
     for verdict in verdicts:
-        found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
-        body.append((verdict.outcome, verdict.metric, verdict.rule, f"{verdict.limit:g}", found, verdict.file))
+        limit = f"{verdict.limit:g}"
+        body.append((verdict.outcome, verdict.metric, verdict.rule, limit, measured_text(verdict), verdict.file))
     return "\n".join(_markdown_table(("outcome", "metric", "rule", "limit", "measured", "file"), body))
 
 
