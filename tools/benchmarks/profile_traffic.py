@@ -167,9 +167,9 @@ def plot(rows: list[dict]) -> None:
         pairs = [(row["traffic_measured_bytes"] / 1e6, row["traffic_model_bytes"] / 1e6) for row in same]
         label = f"{precision}, {'held out' if held else 'development'}"
         axes.loglog(*zip(*pairs), look, label=label, fillstyle="none") if pairs else None
-    ends = axes.get_xlim()
-    axes.plot(ends, ends, color="grey", linewidth=0.8)
+    axes.axline((1, 1), (10, 10), color="grey", linewidth=0.8)
     axes.set(xlabel="measured by cachegrind, MB an inference", ylabel="modelled, MB an inference")
+    axes.set(xlim=(1, None), ylim=(1, None))
     axes.legend()
     figure.savefig(RESULTS / "profile_traffic.png", bbox_inches="tight", metadata={"Software": None})
 
