@@ -60,6 +60,12 @@ def test_the_json_keeps_every_answer_and_is_small(bundle, written):
     assert written.stat().st_size < 10_000
 
 
+def test_answers_that_fill_no_whole_byte_come_back(bundle, written):
+    rows = [{**WHOLE, "correct": "ffe0", "n": 11}]
+    (row,) = open_baseline(edited(written, rows=rows), bundle).rows
+    assert row["correct"] == "1" * 11
+
+
 def test_the_json_keeps_resampled_metrics(bundle, tmp_path):
     values = packed(np.linspace(0, 100, RESAMPLES))
     steps = [{**step, "miou": 50.0, "resampled": {"miou": values}} for step in bundle.manifest["steps"]]
