@@ -151,6 +151,7 @@ def load_runner(path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["runner"] = module  # where its dataclasses look for themselves
+    sys.dont_write_bytecode = True  # nothing is left there but what was sent
     spec.loader.exec_module(module)
     return module
 
