@@ -230,11 +230,13 @@ def compare_files(
     """Decide whether SECOND is faster or slower than FIRST; with data (`specs`) also score both on their role `test`.
 
     Raises:
-        BadInput: a folder, a file that the engine cannot load, or as `evaluate_file`.
+        BadInput: a folder, an io file without data, a file that the engine cannot load, or as `evaluate_file`.
     """
     for path in (first, second):
         if path.is_dir():
             raise BadInput(f"{path}: compare takes two files; name one of the bundle's")
+    if io_file and not specs:
+        raise BadInput("--io says how pictures become the input of a file that is scored; give --data too")
     scores = [evaluate_file(path, list(specs), engine_name, io_file, track) for path in (first, second) if specs]
     one, two = (_subject(path, engine_name) for path in (first, second))
     if one.name == two.name:

@@ -173,6 +173,8 @@ def _show_others(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _show_layers(row: dict[str, Any], most: int) -> None:
+    if "layers_unknown" in row:
+        print(f"{row['file']}: layers not measured: {row['layers_unknown']}")
     if "layers" not in row:
         return
     *layers, other = row["layers"]

@@ -217,6 +217,8 @@ def test_the_command_shows_the_tiers_side_by_side(files, monkeypatch):
         (["--llc", "0"], "is no size"),
         (["--board", "raspberry_pi_6"], "unknown board 'raspberry_pi_6'; did you mean 'raspberry_pi_5'?"),
         (["--board", "jetson_nano", "--llc", "1MiB"], "give one of the two"),
+        (["--measure", "perf", "--board", "jetson_nano"], "leave out --board and --llc"),
+        (["--measure", "ncu", "--llc", "1MiB"], "give --measure cachegrind, which simulates them"),
         (["--measure", "oscilloscope"], "unknown provider 'oscilloscope'. Known: cachegrind, ncu, perf"),
     ],
 )

@@ -235,13 +235,13 @@ def profile(
     from edgekit.deploy import profile_on_devices, profile_paths
     from edgekit.profile import Plan, seconds_of
 
+    plan = Plan(**settings, sustained_s=seconds_of(sustained) if sustained else None)
     if layer_table:
         from edgekit.on_device import layer_tables
 
-        measured = layer_tables(list(map(str, paths)), settings["threads"], devices, fleet, track, say)
+        measured = layer_tables(list(map(str, paths)), plan, engine, devices, fleet, track, say)
         emit(measured) if as_json else tables.show_layer_tables(measured)
         return 2 if measured["failed"] else 0
-    plan = Plan(**settings, sustained_s=seconds_of(sustained) if sustained else None)
     if devices or fleet:
         there = profile_on_devices(paths, plan, engine, devices, fleet, track, say)
         emit(there) if as_json else tables.show_fleet(there)

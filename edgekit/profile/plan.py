@@ -48,6 +48,12 @@ class Plan:
         if self.threads < 0 or self.batch < 1:
             raise BadInput(f"--threads {self.threads} --batch {self.batch}: give 0 or more threads, and a batch from 1")
 
+    @property
+    def options(self) -> list[str]:
+        """The options that were given other than by default, as a user writes them."""
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        return [f"--{name.removesuffix('_s')}" for name in given]
+
     def job(self) -> dict[str, Any]:
         """The fields as a job has them."""
         runs = self.runs if self.runs or self.seconds else RUNS

@@ -28,6 +28,11 @@ def traffic_of(path: Path, board_name: str | None, llc: str | None, provider: st
     """
     if board_name and llc:
         raise BadInput("--board and --llc: a board has its own last-level cache; give one of the two")
+    if provider in ("perf", "ncu") and (board_name or llc):
+        raise BadInput(
+            f"--measure {provider}: counts what this machine moves, with the caches it has; leave out --board and "
+            f"--llc, or give --measure cachegrind, which simulates them"
+        )
     device = board(board_name) if board_name else None
     caches = device.caches if device else Caches(Cache(parse_bytes(llc))) if llc else DEFAULT
     cost = onnx_cost(read(path))
