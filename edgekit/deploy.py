@@ -166,7 +166,8 @@ def profile_on_devices(
     track: Track = no_progress,
     log: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
-    """Profile files and bundles on devices, given as addresses and as a file of them; nothing is kept in a bundle.
+    """Profile files and bundles on devices, given as addresses and as a file of them; of one bundle alone the results
+    are kept in it.
 
     Raises:
         BadInput: as `profile_paths`, a device that is none, or no device could measure.
@@ -179,7 +180,12 @@ def profile_on_devices(
         for path in paths
         for subject in (profile.subjects(open_bundle(path)) if path.is_dir() else [_file(path, engine_name)])
     ]
-    return profile_there(_told_apart(subjects), plan, there, track, log)
+    found = profile_there(_told_apart(subjects), plan, there, track, log)
+    if len(paths) == 1 and paths[0].is_dir():
+        bundle = open_bundle(paths[0])
+        for measured in found["profiles"]:
+            bundle.add("profile", measured)
+    return found
 
 
 def _file(path: Path, engine_name: str | None) -> Subject:

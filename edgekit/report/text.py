@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import Bundle
 from edgekit.gate import Verdict
-from edgekit.report.rows import METRICS, base_row, rows, shipped, task
+from edgekit.report.rows import METRICS, base_row, device_rows, rows, shipped, task
 from edgekit.targets import target
 from edgekit.terminal import latency, make, megabytes, si
 
@@ -113,9 +113,18 @@ def slower(bundle: Bundle) -> list[str]:
     return found
 
 
+def on_devices(bundle: Bundle) -> list[str]:
+    """A line for each file on each device that it was measured on."""
+    return [
+        f"{row['file']} on {row['device']} ({row['cpu']}): {latency(row['latency_ms'])} ms, "
+        f"{latency(row['latency_ratio'])} of {row['ratio_to']}{'; unstable' if row['unstable'] else ''}"
+        for row in device_rows(bundle)
+    ]
+
+
 def notes(bundle: Bundle) -> list[str]:
     """What belongs below the table."""
-    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle)]
+    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle), *on_devices(bundle)]
 
 
 def verdict_line(verdict: Verdict) -> str:
