@@ -180,11 +180,28 @@ def _show_layers(row: dict[str, Any], most: int) -> None:
     *layers, other = row["layers"]
     slowest = sorted(layers, key=lambda layer: -layer["ms"])
     whole = row["layers_whole_ms"]
-    made = make("layer", "kind", "ms", "%", title=f"{row['file']}, {digits(whole)} ms in these rounds")
+    made = make(
+        "layer", "kind", "ms", "%", "traffic", "least ms", title=f"{row['file']}, {digits(whole)} ms in these rounds"
+    )
     rest = {"layer": f"{len(slowest) - most} more", "kind": "", "ms": sum(item["ms"] for item in slowest[most:])}
     for item in [*slowest[:most], *([rest] if slowest[most:] else []), other]:
-        made.add_row(item["layer"], item["kind"], f"{item['ms']:.3f}", f"{100 * item['ms'] / whole:.1f}")
+        share = f"{100 * item['ms'] / whole:.1f}"
+        made.add_row(item["layer"], item["kind"], f"{item['ms']:.3f}", share, *_traffic_cells(row, item["layer"]))
     show(made)
+    if "traffic_unknown" in row:
+        print(f"{row['file']}: traffic of layers not modelled: {row['traffic_unknown']}")
+
+
+def _traffic_cells(row: dict[str, Any], layer: str) -> tuple[str, str]:
+    """The modelled traffic of a layer, and its time at least, by compute (c) or memory (m)."""
+    found = [item for item in row.get("traffic_layers", []) if item["layer"] == layer]
+    if not found:
+        return "", ""
+    moved = si(sum(item["traffic_model_bytes"] for item in found))
+    if "least_ms" not in found[0]:
+        return moved, ""
+    slowest = max(found, key=lambda item: item["least_ms"])
+    return moved, f"{sum(item['least_ms'] for item in found):.3f}{slowest['bound'][0]}"
 
 
 def _show_conditions(found: dict[str, Any], engines: dict[str, str]) -> None:

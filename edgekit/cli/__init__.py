@@ -14,11 +14,13 @@ from edgekit.cli.devices import device, evaluate
 from edgekit.cli.options import (
     PATH,
     batch_option,
+    board_option,
     data_option,
     device_options,
     emit,
     io_option,
     json_option,
+    llc_option,
     run_options,
     say,
     threads_option,
@@ -207,7 +209,9 @@ def unpack(path: Path, out: Path, base: Path | None) -> None:
 @click.option("--engine", help="What runs a file; default: onnxruntime. A bundle's files run in their own engines.")
 @click.option("--throughput", is_flag=True, help="Also images a second with every core at work.")
 @click.option("--sustained", metavar="TIME", help="Also each file without a pause for this long, e.g. 5m.")
-@click.option("--layers", is_flag=True, help="Also the time of each layer.")
+@click.option("--layers", is_flag=True, help="Also the time of each layer, and its modelled traffic.")
+@board_option
+@llc_option
 @trust_option
 @click.option("--layer-table", is_flag=True, help="Instead, of zoo MODELs: layer times for budgets of latency.")
 @device_options
@@ -228,6 +232,7 @@ def profile(
     \b
     edgekit profile out/quickstart --runs 200
     edgekit profile model.onnx other.onnx --seconds 30 --layers
+    edgekit profile out/quickstart --layers --board raspberry_pi_4 --device ssh://pi@pi4.local
     edgekit profile model.onnx --device ssh://pi@pi4.local --device ssh://pi@pi5.local
     edgekit profile mobilenet_v2 --layer-table --device ssh://pi@pi4.local
     """

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from edgekit.cli.options import PATH, batch_option, data_option, emit, io_option, json_option, threads_option
+from edgekit.cli.options import (
+    PATH,
+    batch_option,
+    board_option,
+    data_option,
+    emit,
+    io_option,
+    json_option,
+    llc_option,
+    threads_option,
+)
 from edgekit.progress import track
 
 
@@ -57,8 +67,8 @@ def compare(
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("--board", help="Whose caches, bandwidth and peak count, e.g. raspberry_pi_4.")
-@click.option("--llc", metavar="SIZE", help="The last-level cache alone; default: 2MiB.")
+@board_option
+@llc_option
 @click.option("--layers", is_flag=True, help="Layer by layer.")
 @click.option("--measure", metavar="PROVIDER", help="Measure it too, by cachegrind, perf or ncu.")
 @json_option

@@ -98,3 +98,15 @@ def board(name: str) -> Board:
         raise unknown("board", name, known_boards())
     path = known_boards()[name]
     return dataclasses.replace(parse(Board, read_toml(path), path.name), name=name)
+
+
+def hierarchy(board_name: str | None, llc: str | None) -> tuple[Board | None, Caches]:
+    """The board of a name, or none, and the caches to count with: its own, those of a last level of that size, DEFAULT.
+
+    Raises:
+        BadInput: both are given, there is no such board, or it is no size.
+    """
+    if board_name and llc:
+        raise BadInput("--board and --llc: a board has its own last-level cache; give one of the two")
+    device = board(board_name) if board_name else None
+    return device, device.caches if device else Caches(Cache(parse_bytes(llc))) if llc else DEFAULT

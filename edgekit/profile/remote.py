@@ -18,6 +18,7 @@ from edgekit.onnx_file import input_shapes, whole
 from edgekit.profile.document import document
 from edgekit.profile.local import Subject
 from edgekit.profile.plan import Plan
+from edgekit.profile.traffic import with_traffic
 
 SCHEMA = "edgekit/fleet/1"
 RUNNERS = {"onnxruntime": ("runner.py", NEEDS), "tensorrt": ("jetson.py", ("numpy",))}
@@ -99,7 +100,9 @@ def _document(
         rows = [{**row, "engine": name} for row in checked(result["rows"], [item.name for item in group])]
         before, after = processor(result["machine"]), processor(result["machine_after"])
         measured = {**result, "rows": rows, "machine": before, "machine_after": after}
-        return document(measured, plan, {item.name: item.path for item in group}, {})
+        paths = {item.name: item.path for item in group}
+        found = document(measured, plan, paths, {})
+    return with_traffic(found, paths, plan) if plan.layers else found
 
 
 def _options(subject: Subject, plan: Plan) -> dict[str, Any]:

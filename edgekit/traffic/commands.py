@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.devices.boards import DEFAULT, Board, Cache, Caches, board, parse_bytes
+from edgekit.devices.boards import Board, hierarchy
 from edgekit.errors import BadInput
 from edgekit.graph_onnx import onnx_cost
 from edgekit.onnx_file import read
@@ -26,15 +26,12 @@ def traffic_of(path: Path, board_name: str | None, llc: str | None, provider: st
     Raises:
         BadInput: no model, no such board, no size, or a provider that cannot be used here.
     """
-    if board_name and llc:
-        raise BadInput("--board and --llc: a board has its own last-level cache; give one of the two")
     if provider in ("perf", "ncu") and (board_name or llc):
         raise BadInput(
             f"--measure {provider}: counts what this machine moves, with the caches it has; leave out --board and "
             f"--llc, or give --measure cachegrind, which simulates them"
         )
-    device = board(board_name) if board_name else None
-    caches = device.caches if device else Caches(Cache(parse_bytes(llc))) if llc else DEFAULT
+    device, caches = hierarchy(board_name, llc)
     cost = onnx_cost(read(path))
     rows = modelled(fused(path), caches.llc.size_bytes)
     found = measure(path, provider, caches) if provider else None
