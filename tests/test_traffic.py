@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import onnx
@@ -178,6 +179,19 @@ def test_every_number_of_a_board_has_a_source(name):
     assert set(found.sources) == {"cpu", "caches", "bandwidth_gbs", "peak_gmacs"}
     assert {"fp32", "int8"} <= set(found.peak_gmacs)
     assert found.caches.l1d.size_bytes < found.caches.llc.size_bytes
+
+
+FMAS = {"Cortex-A55": 4, "Cortex-A57": 4, "Cortex-A72": 4, "Cortex-A76": 8, "Cortex-A78AE": 8, "i5-8250U": 16}
+"""Multiply-accumulates of float32 that a core does in a cycle."""
+
+
+@pytest.mark.parametrize("name", known_boards())
+def test_peaks_are_the_clock_times_what_a_cycle_does(name):
+    found = board(name)
+    ghz = float(re.search(r"at ([0-9.]+) GHz", found.cpu)[1])
+    (each,) = (macs for core, macs in FMAS.items() if core in found.cpu)
+    assert found.peak_gmacs["fp32"] == pytest.approx(each * ghz, rel=0.01)
+    assert found.peak_gmacs.get("fp16", 2 * each * ghz) == pytest.approx(2 * each * ghz, rel=0.01)
 
 
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory(tmp_path):

@@ -75,7 +75,7 @@ class Board:
         bandwidth_gbs: of the memory, 10⁹ bytes a second.
         peak_gmacs: 10⁹ multiply-accumulates a second of one core by precision: fp32, fp16, int8.
         cores: those of the kind that `peak_gmacs` describes.
-        sources: where each number comes from.
+        sources: where each number comes from; "unconfirmed" is what was found in no second place.
     """
 
     title: str
