@@ -188,8 +188,8 @@ def _show_layers(row: dict[str, Any], most: int) -> None:
         share = f"{100 * item['ms'] / whole:.1f}"
         made.add_row(item["layer"], item["kind"], f"{item['ms']:.3f}", share, *_traffic_cells(row, item["layer"]))
     show(made)
-    if "traffic_unknown" in row:
-        print(f"{row['file']}: traffic of layers not modelled: {row['traffic_unknown']}")
+    if "traffic_layers_unknown" in row:
+        print(f"{row['file']}: traffic of layers not modelled: {row['traffic_layers_unknown']}")
 
 
 def _traffic_cells(row: dict[str, Any], layer: str) -> tuple[str, str]:

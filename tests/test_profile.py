@@ -1,6 +1,7 @@
 """Profiles: whose time is whose, what makes a measurement unstable, and the documents; no timing is asserted."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from edgekit.onnx_file import read
 from edgekit.profile import Plan, Subject, document, seconds_of, time_files
 from edgekit.profile.compare import exit_code
 from edgekit.profile.layers import ADDED, attributed
+from edgekit.profile.local import open_timed
 from edgekit.profile.remote import _options
 from edgekit.profile.stability import disturbed, unstable
 from tests.onnx_models import array, graph
@@ -227,6 +229,15 @@ def test_bad_input_is_told(arguments, message, file, monkeypatch):
     (file.parent / "junk.onnx").write_bytes(b"no model")
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == 2 and message in found.output and "Traceback" not in found.output
+
+
+def test_the_start_of_each_engine_counts_for_no_file(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(Subject, "load", lambda self, _threads: loaded.append(self.name))
+    monkeypatch.setattr(runner, "open_timed", lambda load, _batch: ({}, (load(), None)))
+    named = {"a": "onnxruntime", "b": "onnxruntime", "c": "openvino", "d": "tensorrt"}
+    open_timed([Subject(name, Path(name), engine) for name, engine in named.items()], FEW)
+    assert loaded == ["a", "a", "b", "c", "c", "d"]
 
 
 def test_what_the_engine_says_is_passed_on(tmp_path):

@@ -99,6 +99,6 @@ def test_why_there_is_no_traffic(profiled, changes, reason, capsys):
     row = {**{key: value for key, value in found["rows"][0].items() if key != "traffic_layers"}, **changes}
     paths = {made.base.name: made.base, "gone.onnx": made.path / "gone.onnx"}
     told = with_traffic({**found, "rows": [row]}, paths, Plan(layers=True))
-    assert reason in told["rows"][0]["traffic_unknown"]
+    assert reason in told["rows"][0]["traffic_layers_unknown"]
     tables.show_profile(told)
     assert f"traffic of layers not modelled: {told['rows'][0]['traffic_unknown']}" in capsys.readouterr().out

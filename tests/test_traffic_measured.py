@@ -1,6 +1,8 @@
 """Measured traffic: what programs print is read right, what is missing is explained; one real measurement (slow)."""
 
+import dataclasses
 import shutil
+import subprocess
 
 import pytest
 
@@ -55,6 +57,44 @@ def test_a_missing_program_is_named_with_how_to_get_it(file, provider, said, mon
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match=rf"{provider}: .*{said}"):
         measure(file, provider)
+
+
+def test_what_a_gpu_takes_besides_ncu(monkeypatch):
+    monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/ncu")
+    missing = measured.PROVIDERS["ncu"].missing
+    assert "pip install onnxruntime-gpu" in str(missing())
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(measured.cuda, "missing", lambda: "there is no NVIDIA GPU here")
+    assert missing() == "there is no NVIDIA GPU here"
+    monkeypatch.setattr(measured.cuda, "missing", lambda: None)
+    assert missing() is None
+
+
+def test_ncu_watches_a_session_on_the_gpu(file, monkeypatch):
+    runs = []
+
+    def run(command, **_given):
+        runs.append(command[command.index(str(measured.RUNNER)) + 1 :])
+        return subprocess.CompletedProcess(command, 0, NCU.replace("1,024", str(1000 * int(runs[-1][-1]))), "")
+
+    monkeypatch.setattr(measured.subprocess, "run", run)
+    monkeypatch.setattr(
+        measured, "PROVIDERS", {"ncu": dataclasses.replace(measured.PROVIDERS["ncu"], missing=lambda: None)}
+    )
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: [*measured.GPU_PROVIDERS, "CPUExecutionProvider"]
+    )
+    found = measure(file, "ncu")
+    assert runs == [["CUDAExecutionProvider", str(file), "2"], ["CUDAExecutionProvider", str(file), "3"]]
+    assert found.parts == {"reads": 1000, "writes": 0} and found.detail == {
+        "execution_provider": "CUDAExecutionProvider"
+    }
+
+
+def test_a_gpu_that_onnx_runtime_cannot_start_is_not_replaced_by_the_processor(file):
+    with pytest.raises(BadInput, match="cannot start its CUDAExecutionProvider"):
+        measured._run(["env"], file, 1, provider="CUDAExecutionProvider")
+    assert measured._run(["env"], file, 1) == ""
 
 
 def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ from edgekit.traffic.roofline import estimate, precision
 
 
 def with_traffic(document: dict[str, Any], paths: Mapping[str, Path], plan: Plan) -> dict[str, Any]:
-    """A profile document with `traffic_layers` in the row of each file, or why there are none (`traffic_unknown`).
+    """A profile document with `traffic_layers` in each row, or why there are none: `traffic_layers_unknown`.
 
     With a board each row has also its `roofline`: the peak of the cores that run the file, in its precision, and the
     bandwidth of the memory.
@@ -37,13 +37,14 @@ def with_traffic(document: dict[str, Any], paths: Mapping[str, Path], plan: Plan
 
 def _traffic(row: Mapping[str, Any], path: Path, board: Board | None, llc_bytes: int, plan: Plan) -> dict[str, Any]:
     if row["engine"] != "onnxruntime":
-        return {"traffic_unknown": f"it is modelled as ONNX Runtime runs a file, and this one runs in {row['engine']}"}
+        reason = f"it is modelled as ONNX Runtime runs a file, and this one runs in {row['engine']}"
+        return {"traffic_layers_unknown": reason}
     if row["batch"] != 1:
-        return {"traffic_unknown": f"it is modelled at batch 1, and the file ran at batch {row['batch']}"}
+        return {"traffic_layers_unknown": f"it is modelled at batch 1, and the file ran at batch {row['batch']}"}
     try:
         found = modelled(fused(path), llc_bytes)
     except BadInput as error:
-        return {"traffic_unknown": str(error)}
+        return {"traffic_layers_unknown": str(error)}
     named = {node.name for node in read(path).graph.node}
     return {"traffic_layers": [_layer(item, named, board) for item in found], **_roofs(found, board, plan.threads)}
 

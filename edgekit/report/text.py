@@ -113,6 +113,25 @@ def slower(bundle: Bundle) -> list[str]:
     return found
 
 
+UNKNOWN = {
+    "traffic_unknown": "modelled traffic",
+    "peak_unknown": "activations at once",
+    "layers_unknown": "times of layers",
+    "traffic_layers_unknown": "modelled traffic of layers",
+}
+"""What a row says instead of a figure that could not be had."""
+
+
+def unknown(bundle: Bundle) -> list[str]:
+    """A line for each figure that could not be had, and why."""
+    return [
+        f"{row['file']}: {what} not known: {row[key]}"
+        for row in rows(bundle)
+        for key, what in UNKNOWN.items()
+        if key in row
+    ]
+
+
 def on_devices(bundle: Bundle) -> list[str]:
     """A line for each file on each device that it was measured on."""
     return [
@@ -124,7 +143,7 @@ def on_devices(bundle: Bundle) -> list[str]:
 
 def notes(bundle: Bundle) -> list[str]:
     """What belongs below the table."""
-    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle), *on_devices(bundle)]
+    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle), *on_devices(bundle), *unknown(bundle)]
 
 
 def verdict_line(verdict: Verdict) -> str:
