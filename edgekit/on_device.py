@@ -193,6 +193,7 @@ def layer_tables(
     models: Sequence[str],
     plan: Plan,
     engine_name: str | None,
+    input_size: int | None,
     devices: Sequence[str],
     fleet: Path | None,
     track: Track = no_progress,
@@ -211,7 +212,7 @@ def layer_tables(
             f"--layer-table: is measured in ONNX Runtime, at batch 1, in rounds of its own; leave out "
             f"{', '.join(others)}"
         )
-    nets = {spec: _network(spec) for spec in models}
+    nets = {spec: _network(spec, input_size) for spec in models}
     if not devices and fleet is None:
         here = {spec: layer_table(*net, plan.threads, track) for spec, net in nets.items()}
         found, failed = {"here": here}, dict[str, str]()
@@ -226,12 +227,12 @@ def layer_tables(
     return {"schema": "edgekit/layer-tables/1", "rows": rows, "failed": failed}
 
 
-def _network(spec: str) -> tuple[Net, Input]:
-    """A MODEL, and the input that its card gives."""
+def _network(spec: str, input_size: int | None) -> tuple[Net, Input]:
+    """A MODEL, and its input, by default of the size that its card gives."""
     source = parse_spec(spec)
     if source.kind == "onnx":
         raise BadInput(f"{spec}: a layer table is of a network whose channels can be removed; give a MODEL of the zoo")
-    return Net(source, (), build(source, trust=True)), Input(size=input_shape(spec.partition("?")[0], None)[1])
+    return Net(source, (), build(source, trust=True)), Input(size=input_shape(spec.partition("?")[0], input_size)[1])
 
 
 def _table_row(name: str, spec: str, table: Table) -> dict[str, Any]:

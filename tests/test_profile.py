@@ -215,6 +215,7 @@ def test_a_fixed_batch_is_not_measured_as_another(tmp_path):
         (["profile", "a.onnx", "--device", "ssh://x", "--engine", "tensorrt", "--layers"], "leave out --layers, or"),
         (["profile", "a.onnx", "--device", "ssh://x", "--engine", "tensorrt", "--sustained", "1m"], "out --sustained,"),
         (["profile", "a.onnx", "--device", "ssh://x", "--engine", "tensorrt", "--throughput"], "out --throughput,"),
+        (["profile", "a.onnx", "--input-size", "64"], "--input-size goes with --layer-table"),
         (["profile", "a.onnx", "--board", "jetson_nano"], "give --layers too"),
         (["profile", "a.onnx", "--layers", "--board", "jetson_mano"], "did you mean 'jetson_nano'"),
         (["profile", "a.onnx", "--layers", "--llc", "2 apples"], "is no size"),

@@ -214,11 +214,13 @@ def unpack(path: Path, out: Path, base: Path | None) -> None:
 @llc_option
 @trust_option
 @click.option("--layer-table", is_flag=True, help="Instead, of zoo MODELs: layer times for budgets of latency.")
+@click.option("--input-size", type=click.IntRange(1), help="With --layer-table: height and width; default: the card's.")
 @device_options
 @json_option
 def profile(
     paths: tuple[Path, ...],
     layer_table: bool,
+    input_size: int | None,
     engine: str | None,
     sustained: str | None,
     devices: tuple[str, ...],
@@ -244,9 +246,11 @@ def profile(
     if layer_table:
         from edgekit.on_device import layer_tables
 
-        measured = layer_tables(list(map(str, paths)), plan, engine, devices, fleet, track, say)
+        measured = layer_tables(list(map(str, paths)), plan, engine, input_size, devices, fleet, track, say)
         emit(measured) if as_json else tables.show_layer_tables(measured)
         return 2 if measured["failed"] else 0
+    if input_size:
+        raise click.UsageError("--input-size goes with --layer-table; a file has the size that it was exported with")
     if devices or fleet:
         there = profile_on_devices(paths, plan, engine, devices, fleet, track, say)
         emit(there) if as_json else tables.show_fleet(there)

@@ -94,9 +94,8 @@ def predictions(bundle: Bundle) -> list[str]:
         if "latency_predicted" in row and row["file"] != bundle.base.name:
             median = (row.get("latency_ms") or {}).get("median")
             measured = f"{median / base:.3f} measured" if base and median else "not measured"
-            found.append(
-                f"latency of {row['stage']}: {row['latency_predicted']:.3f} of the base's predicted, {measured}"
-            )
+            told = f"by {row['latency_table']}" if "latency_table" in row else measured  # which is of another machine
+            found.append(f"latency of {row['stage']}: {row['latency_predicted']:.3f} of the base's predicted, {told}")
     return found
 
 
