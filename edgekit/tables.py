@@ -60,6 +60,23 @@ def show_traffic(found: dict[str, Any], layers: bool) -> None:
     parts = ", ".join(f"{part} {size / 1e6:.2f}" for part, size in found["model_parts"].items())
     print(f"modelled, MB: {parts}")
     print(f"measured by {by['provider']}" if by else "measured: no; --measure cachegrind does, in a minute or more")
+    if "cross_check" in found:
+        show_cross_check(found["cross_check"])
+
+
+def show_cross_check(found: dict[str, Any]) -> None:
+    """What another program counts for an accelerator, beside the bytes of each layer's tensors."""
+    made = make(
+        "layer", "weights", "in", "out", "all", "each tensor once", title=f"{found['by']} {found['version']}, bytes"
+    )
+    keys = ("weights_bytes", "input_bytes", "output_bytes", "traffic_bytes", "once_bytes")
+    for row in found["layers"]:
+        made.add_row(row["layer"], *(f"{row.get(key, 0):,}" for key in keys))
+    made.add_row("total", *(f"{sum(row.get(key, 0) for row in found['layers']):,}" for key in keys))
+    show(made)
+    print(f"int8 on {found['accelerator']}, between its last memory and the one before")
+    for name in found["uncounted"]:
+        print(f"{name}: not counted by {found['by']}")
 
 
 def show_traffic_layers(rows: Sequence[dict[str, Any]]) -> None:

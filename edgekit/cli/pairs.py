@@ -71,8 +71,17 @@ def compare(
 @llc_option
 @click.option("--layers", is_flag=True, help="Layer by layer.")
 @click.option("--measure", metavar="PROVIDER", help="Measure it too, by cachegrind, perf or ncu.")
+@click.option("--cross-check", "check", metavar="PROGRAM", help="Ask zigzag, too, what an accelerator would move.")
 @json_option
-def traffic(file: Path, board: str | None, llc: str | None, layers: bool, measure: str | None, as_json: bool) -> None:
+def traffic(
+    file: Path,
+    board: str | None,
+    llc: str | None,
+    layers: bool,
+    measure: str | None,
+    check: str | None,
+    as_json: bool,
+) -> None:
     """Show the memory traffic of an ONNX file in three tiers: CIO, modelled bytes, measured bytes.
 
     \b
@@ -82,5 +91,5 @@ def traffic(file: Path, board: str | None, llc: str | None, layers: bool, measur
     from edgekit import tables
     from edgekit.traffic.commands import traffic_of
 
-    found = traffic_of(file, board, llc, measure)
+    found = traffic_of(file, board, llc, measure, check)
     emit(found) if as_json else tables.show_traffic(found, layers)
