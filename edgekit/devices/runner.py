@@ -536,8 +536,7 @@ def measure(job: dict[str, Any], folder: Path, track: Track) -> dict[str, Any]:
 
 def open_timed(load: Callable[[], Any], batch: int) -> tuple[dict[str, Any], Pair]:
     """What `load` opens with a batch for it; how long that and the first run took."""
-    begin = time.perf_counter()
-    session = load()
+    begin, session = time.perf_counter(), load()
     load_ms = (time.perf_counter() - begin) * 1e3
     feed = noise(session, batch)
     if batch not in (1, len(feed)):
