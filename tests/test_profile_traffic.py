@@ -101,4 +101,4 @@ def test_why_there_is_no_traffic(profiled, changes, reason, capsys):
     told = with_traffic({**found, "rows": [row]}, paths, Plan(layers=True))
     assert reason in told["rows"][0]["traffic_layers_unknown"]
     tables.show_profile(told)
-    assert f"traffic of layers not modelled: {told['rows'][0]['traffic_unknown']}" in capsys.readouterr().out
+    assert f"traffic of layers not modelled: {told['rows'][0]['traffic_layers_unknown']}" in capsys.readouterr().out
