@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +102,29 @@ def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/perf")
     monkeypatch.setattr(measured, "CONTROLLERS", tmp_path)
     assert "virtual machines hide them" in str(measured.PROVIDERS["perf"].missing())
+
+
+def test_the_controllers_that_count_on_request_are_asked(monkeypatch, tmp_path):
+    for name in ("uncore_imc_1", "uncore_imc_0", "uncore_imc_free_running_0", "cpu"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(measured, "CONTROLLERS", tmp_path)
+    asked = [f"uncore_imc_{unit}/cas_count_{way}/" for unit in (0, 1) for way in ("read", "write")]
+    assert measured._imc_events() == asked
+
+
+def test_cachegrind_counts_what_the_process_did_after_its_copy_ended(file, monkeypatch):
+    """The copy, after two runs, filled 7 lines for reads; the process, after three, 9."""
+
+    def run(command, _path, *runs):
+        folder = next(part for part in command if part.startswith("--cachegrind-out-file=")).partition("=")[2]
+        Path(folder.replace("%p", "1")).write_text(CACHEGRIND.replace(" 7 300", " 9 300"))
+        Path(folder.replace("%p", "2")).write_text(CACHEGRIND)
+        assert runs == (2, 1)
+
+    monkeypatch.setattr(measured, "_run", run)
+    monkeypatch.setattr(measured, "_cachegrind_detail", lambda _caches: {})
+    monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/valgrind")
+    assert measure(file, "cachegrind").parts == {"instructions": 0, "reads": 2 * 64, "writes": 0}
 
 
 def test_a_cache_that_cachegrind_cannot_simulate(file, monkeypatch):
