@@ -44,18 +44,24 @@ class Baseline:
     allowed: frozenset[str] = frozenset()
 
     def row(self, row: Row) -> Row:
-        """What a row is compared with: the file of the same target and precision.
+        """What a row is compared with: the file of the same target and precision, measured on the same device.
 
         Raises:
             BadInput: there is none, and another target's was not allowed.
         """
-        of_precision = [other for other in self.rows if other["precision"] == row["precision"]]
+        there = [other for other in self.rows if other.get("device") == row.get("device")]
+        if "device" in row and not there:
+            raise BadInput(
+                f"{self.where}: nothing of it was measured on {row['device']}; profile it there, too, or name another "
+                "device in the gate"
+            )
+        of_precision = [other for other in there if other["precision"] == row["precision"]]
         same = [other for other in of_precision if other["target"] == row["target"]]
         if same:
             return same[0]
         if of_precision and "target" in self.allowed:
             return of_precision[0]
-        known = ", ".join(f"{other['target']} {other['precision']}" for other in self.rows)
+        known = ", ".join(f"{other['target']} {other['precision']}" for other in there)
         raise BadInput(
             f"{self.where}: has no file for {row['target']} {row['precision']}; it has {known}. Name a target and "
             "precision in the gate, make a new baseline, or allow another target's file with --allow target"
@@ -70,7 +76,7 @@ def open_baseline(path: Path, bundle: Bundle, allowed: Collection[str] = ()) -> 
     """
     if path.is_dir():
         other = open_bundle(path)
-        found = Baseline(str(path), tuple(report.shipped(other)), _test(other), other, frozenset(allowed))
+        found = Baseline(str(path), tuple(report.judged(other)), _test(other), other, frozenset(allowed))
     else:
         found = _read(path, frozenset(allowed))
     if found.test == _test(bundle):
@@ -85,8 +91,13 @@ def open_baseline(path: Path, bundle: Bundle, allowed: Collection[str] = ()) -> 
 
 def own_baseline(bundle: Bundle) -> Baseline:
     """The uncompressed network of the same bundle, for all its files."""
-    base = report.base_row(bundle)
-    rows = tuple({**base, "target": row["target"], "precision": row["precision"]} for row in report.shipped(bundle))
+    there = [row for row in report.device_rows(bundle) if row["file"] == bundle.base.name]
+    bases = {row.get("device"): row for row in (report.base_row(bundle), *there)}
+    rows = tuple(
+        {**bases[row.get("device")], "target": row["target"], "precision": row["precision"]}
+        for row in report.judged(bundle)
+        if row.get("device") in bases
+    )
     return Baseline(str(bundle.path), rows, _test(bundle), bundle)
 
 
@@ -98,13 +109,13 @@ def write_baseline(path: Path, bundle: Bundle) -> None:
         "versions": bundle.manifest["versions"],
         "seal": bundle.seal,
         "test": _test(bundle),
-        "rows": [_kept(row) for row in report.shipped(bundle)],
+        "rows": [_kept(row) for row in report.judged(bundle)],
     }
     write_json(path, document)
 
 
 def _kept(row: Row) -> Row:
-    bits = np.frombuffer(row["correct"].encode(), np.uint8) == ord("1")
+    bits = np.frombuffer(row.get("correct", "").encode(), np.uint8) == ord("1")
     kept = {key: row[key] for key in (*KEPT, *METRICS) if row.get(key) is not None}
     return {**kept, "correct": np.packbits(bits).tobytes().hex()}
 
@@ -127,7 +138,7 @@ def _row(row: Row) -> Row:
             _check_number(name, row[name])
     for text in row.get("resampled", {}).values():
         unpacked(text)
-    return {**row, "correct": _bits(row["correct"], row["n"])}
+    return {**row, "correct": _bits(row["correct"], row.get("n", 0))}
 
 
 def _check_number(name: str, value: Any) -> None:

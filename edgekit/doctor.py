@@ -16,6 +16,7 @@ EXTRAS = {
     "kornia": ("kornia", "train"),
     "nvidia-ml-py": ("pynvml", "nvml"),
     "openvino": ("openvino", "openvino"),
+    "zigzag-dse": ("zigzag", "zigzag"),
     "scikit-learn": ("sklearn", "digits"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),

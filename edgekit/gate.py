@@ -70,9 +70,13 @@ class Gate:
         return (
             _matches(self.target, row["target"])
             and _matches(self.precision, row["precision"])
-            and _matches(self.device, row.get("device", "local"))
+            and _matches(self.device, _device(row))
             and (cpus is None or any(_matches(cpu, row.get("cpu", "")) for cpu in cpus))
         )
+
+
+def _device(row: Row) -> str:
+    return str(row.get("device", "local"))
 
 
 def _matches(glob: str | None, name: str) -> bool:
@@ -119,7 +123,8 @@ def judge(
         for gate in wanted:
             chosen = [row for row in rows if gate.names(row)]
             if not chosen:
-                reason = "no file of that target and precision was measured on that device and processor"
+                devices = ", ".join(dict.fromkeys(map(_device, rows))) or "no device"
+                reason = f"no file of that target, precision, device and processor was measured; devices: {devices}"
                 verdicts += [
                     Verdict(metric, "-", rule, limit, "fail", reason=reason) for rule, limit in gate.limits.items()
                 ]
@@ -134,9 +139,10 @@ def judge(
 
 def _judge(metric: str, gate: Gate, rule: str, row: Row, baseline: Row | None) -> Verdict:
     limit = gate.limits[rule]
+    file = f"{row['file']} on {row['device']}" if "device" in row else row["file"]
 
     def failed(reason: str) -> Verdict:
-        return Verdict(metric, row["file"], rule, limit, "fail", reason=reason)
+        return Verdict(metric, file, rule, limit, "fail", reason=reason)
 
     if row.get(metric) is None:
         return failed("not measured")
@@ -150,7 +156,7 @@ def _judge(metric: str, gate: Gate, rule: str, row: Row, baseline: Row | None) -
     if not all(map(math.isfinite, found)):
         return failed(f"measured as {found[0]}, which is no number to judge")
     outcome = _decide(rule, limit, *found, gate.test or _test(metric))
-    return Verdict(metric, row["file"], rule, limit, outcome, *found, NOT_PAIRED if found[1:] == ANY_DROP else "")
+    return Verdict(metric, file, rule, limit, outcome, *found, NOT_PAIRED if found[1:] == ANY_DROP else "")
 
 
 def _compared(metric: str, rule: str, row: Row, baseline: Row) -> tuple[float, float, float] | None:
@@ -191,6 +197,10 @@ def same_run(row: Row, baseline: Row) -> bool:
 
 def _without(metric: str, baseline: Row | None) -> str:
     """Why there is nothing to compare with."""
+    if metric.startswith("latency_") and baseline and "device" in baseline:
+        return (
+            "the baseline was measured there beside another network; profile both bundles on one device, or give none"
+        )
     if metric.startswith("latency_") and baseline and baseline.get(metric):
         return "the baseline's latency is of another run; give its bundle, whose file is measured beside this one"
     return "the baseline has no such metric"

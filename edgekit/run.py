@@ -217,15 +217,17 @@ def _run_pass(step: Step, net: Net, ctx: PassContext) -> Net:
     return result
 
 
-def _predicted(job: Job, base: Net, net: Net) -> dict[str, float]:
+def _predicted(job: Job, base: Net, net: Net) -> dict[str, Any]:
     """What a recipe that budgets latency foresees for a network, for its row; all processes must ask."""
-    if not job.budgets_latency:
+    if not job.recipe.budgets_latency:
         return {}
     ctx = job.pass_context(0, base, base)
-    return {"latency_predicted": ctx.layer_latency(net).latency_ms(net.module) / ctx.latency(base).full_ms}
+    share = ctx.layer_latency(net).latency_ms(net.module) / ctx.latency(base).full_ms
+    table = job.recipe.latency.table
+    return {"latency_predicted": share, **({"latency_table": Path(table).name} if table else {})}
 
 
-def _stage(job: Job, net: Net, stage: str, path: Path, index: int, predicted: dict[str, float]) -> dict[str, Any]:
+def _stage(job: Job, net: Net, stage: str, path: Path, index: int, predicted: dict[str, Any]) -> dict[str, Any]:
     """Export a network, score it in PyTorch and as a file; the row is kept for a resumed run."""
     record = job.work / f"row-{index:02}.json"
     if not (record.is_file() and path.is_file()):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 
 from edgekit import report
 from edgekit.baseline import open_baseline, own_baseline, write_baseline
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, open_bundle
 from edgekit.errors import BadInput
-from edgekit.files import read_json
+from edgekit.files import read_json, write_json
 from edgekit.gate import Gate
 from edgekit.judge import judge
 from edgekit.metrics.resample import RESAMPLES, packed
@@ -93,6 +94,54 @@ def test_without_one_the_uncompressed_network_is_the_baseline(bundle):
 def test_latency_compares_by_the_ratio_to_the_same_base(bundle, written):
     (verdict,) = judge(bundle, {"latency_ms": [Gate(max_ratio=1.0, precision="int8")]}, open_baseline(written, bundle))
     assert verdict.value == 1.0 and verdict.low < 1.0 < verdict.high
+
+
+def on_device(bundle: Bundle, folder: Path, latency_ms: float, ratio: float, cpu: str = "Cortex-A76") -> Bundle:
+    """A copy of a bundle that was measured on `pi`, too: its base in 10 ms, its int8 file in `latency_ms`."""
+    shutil.copytree(bundle.path, folder)
+    made, files = open_bundle(folder), (bundle.base.name, bundle.model("onnxruntime", "int8").name)
+    rows = [
+        {"file": name, "latency_ms": spread(ms), "latency_ratio": spread(share), "ratio_to": files[0], "unstable": []}
+        for name, ms, share in zip(files, (10.0, latency_ms), (1.0, ratio))
+    ]
+    fixed = {"settings": {"engines": {"onnxruntime": "1"}}, "machine": {"cpu": cpu}}
+    made.add("profile", {"device": "pi", "rows": rows, **fixed})
+    return made
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "low": 0.99 * median, "high": 1.01 * median}
+
+
+PI = {"latency_ms": [Gate(max_ratio=0.75, device="pi")], "size_bytes": [Gate(max_ratio=1.0, device="pi")]}
+
+
+def test_a_device_compares_with_what_was_measured_on_it(bundle, tmp_path):
+    new, old = (on_device(bundle, tmp_path / name, ms, ms / 10) for name, ms in (("new", 7.0), ("old", 10.0)))
+    write_baseline(tmp_path / "old.json", old)
+    for against in (None, open_baseline(old.path, new), open_baseline(tmp_path / "old.json", new)):
+        latency, _ = judge(new, PI, against)
+        assert latency.value == pytest.approx(0.7) and latency.outcome == "pass"
+        assert latency.file == f"{new.model('onnxruntime', 'int8').name} on pi"
+
+
+def test_a_device_that_the_baseline_does_not_know(bundle, tmp_path):
+    new = on_device(bundle, tmp_path / "new", 7.0, 0.7)
+    with pytest.raises(BadInput, match="nothing of it was measured on pi"):
+        judge(new, PI, open_baseline(bundle.path, new))
+    other = on_device(bundle, tmp_path / "other", 7.0, 0.7, cpu="Cortex-A72")
+    (verdict, _) = judge(new, PI, open_baseline(other.path, new))
+    assert verdict.outcome == "fail" and "profile both bundles on one device" in verdict.reason
+
+
+def test_the_newest_profile_of_a_device_and_engine_counts(bundle, tmp_path):
+    made = on_device(bundle, tmp_path / "made", 7.0, 0.7)
+    (before,) = made.device_profiles
+    newer = {**before, "rows": [{**row, "latency_ms": spread(1.0)} for row in before["rows"]]}
+    write_json(made.path / "profile" / "99990101T000000Z-00000000.json", newer)
+    made.add("profile", {**before, "settings": {"engines": {"tensorrt": "10"}}, "rows": []})
+    assert [len(found["rows"]) for found in made.device_profiles] == [2, 0]
+    assert [row["latency_ms"]["median"] for row in report.device_rows(made)] == [1.0, 1.0]
 
 
 def test_latency_of_another_run_or_processor_is_not_compared(bundle, written):

@@ -169,6 +169,19 @@ def test_hostile_names_stay_text(tmp_path):
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")} == {9, 7}
 
 
+def test_what_could_not_be_had_is_said_with_its_reason(tmp_path):
+    steps = [
+        step("base", BASE, 4000, 90.0),
+        step("x", FP32, 2, 1.0, traffic_unknown="a: its shapes cannot be inferred"),
+    ]
+    bundle = make_bundle(tmp_path / "b", LAYERS, steps=steps, profiled=False)
+    line = f"{FP32}: modelled traffic not known: a: its shapes cannot be inferred"
+    assert line in report.notes(bundle) and line in page(report.bundle_entries([bundle]))
+    kept = {**profile(LAYERS), "rows": [{"file": BASE, "layers_unknown": "they vary", "unstable": []}]}
+    bundle.add("profile", kept)
+    assert f"{BASE}: times of layers not known: they vary" in report.notes(bundle)
+
+
 def test_junit_is_xml_whatever_the_names_hold():
     verdicts = [Verdict(HOSTILE, "\ud800" + HOSTILE, "max", 1.0, "fail", reason=HOSTILE)]
     (case,) = ElementTree.fromstring(report.junit(verdicts))

@@ -118,6 +118,32 @@ def test_an_engine_that_is_not_there_is_named(tmp_path):
     assert "'tensorrt' is not known here" in run_job(tmp_path, engine="tensorrt")["error"]
 
 
+def test_the_start_of_the_runtime_counts_for_no_file(monkeypatch, tmp_path):
+    """The first opening of all takes 9 s more, which a file that cannot be opened does not take away."""
+    clock = Clock(monkeypatch)
+    opened = []
+
+    def load(path, _threads):
+        if path.name == "bad":
+            raise ValueError("no model")
+        clock.now += 1 if opened else 10
+        opened.append(path.name)
+        return Fake()
+
+    monkeypatch.setattr(runner, "ENGINES", {"onnxruntime": load})
+    monkeypatch.setattr(runner, "fill", lambda *_: {})
+    files = [{"name": name, "path": name} for name in ("bad", "a", "b")]
+    rows = runner.measure({**JOB, "batch": 1, "files": files}, tmp_path, runner.silent)["rows"]
+    assert [row.get("load_ms") for row in rows] == [None, 1000.0, 1000.0] and opened == ["a", "a", "b"]
+
+
+class Fake:
+    batch, shape, dtype = None, (1, 1, 1), np.float32
+
+    def run(self, batch):
+        return batch
+
+
 def test_every_round_runs_all_once_in_random_order(monkeypatch):
     clock = Clock(monkeypatch)
     pairs = [(clock.session(name, [cost] * 20), np.zeros(1)) for name, cost in (("a", 1e-3), ("b", 2e-3))]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import onnx
@@ -180,6 +181,19 @@ def test_every_number_of_a_board_has_a_source(name):
     assert found.caches.l1d.size_bytes < found.caches.llc.size_bytes
 
 
+FMAS = {"Cortex-A55": 4, "Cortex-A57": 4, "Cortex-A72": 4, "Cortex-A76": 8, "Cortex-A78AE": 8, "i5-8250U": 16}
+"""Multiply-accumulates of float32 that a core does in a cycle."""
+
+
+@pytest.mark.parametrize("name", known_boards())
+def test_peaks_are_the_clock_times_what_a_cycle_does(name):
+    found = board(name)
+    ghz = float(re.search(r"at ([0-9.]+) GHz", found.cpu)[1])
+    (each,) = (macs for core, macs in FMAS.items() if core in found.cpu)
+    assert found.peak_gmacs["fp32"] == pytest.approx(each * ghz, rel=0.01)
+    assert found.peak_gmacs.get("fp16", 2 * each * ghz) == pytest.approx(2 * each * ghz, rel=0.01)
+
+
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory(tmp_path):
     device = dataclasses.replace(board("raspberry_pi_4"), bandwidth_gbs=1.0, peak_gmacs={"fp32": 2.0})
     model = one("Conv", array(32, 32, 3, 3), shape=(32, 32, 32), kernel_shape=[3, 3], pads=[1] * 4)
@@ -217,6 +231,8 @@ def test_the_command_shows_the_tiers_side_by_side(files, monkeypatch):
         (["--llc", "0"], "is no size"),
         (["--board", "raspberry_pi_6"], "unknown board 'raspberry_pi_6'; did you mean 'raspberry_pi_5'?"),
         (["--board", "jetson_nano", "--llc", "1MiB"], "give one of the two"),
+        (["--measure", "perf", "--board", "jetson_nano"], "leave out --board and --llc"),
+        (["--measure", "ncu", "--llc", "1MiB"], "give --measure cachegrind, which simulates them"),
         (["--measure", "oscilloscope"], "unknown provider 'oscilloscope'. Known: cachegrind, ncu, perf"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import Bundle
 from edgekit.gate import Verdict
-from edgekit.report.rows import METRICS, base_row, rows, shipped, task
+from edgekit.report.rows import METRICS, base_row, device_rows, rows, shipped, task
 from edgekit.targets import target
 from edgekit.terminal import latency, make, megabytes, si
 
@@ -94,9 +94,8 @@ def predictions(bundle: Bundle) -> list[str]:
         if "latency_predicted" in row and row["file"] != bundle.base.name:
             median = (row.get("latency_ms") or {}).get("median")
             measured = f"{median / base:.3f} measured" if base and median else "not measured"
-            found.append(
-                f"latency of {row['stage']}: {row['latency_predicted']:.3f} of the base's predicted, {measured}"
-            )
+            told = f"by {row['latency_table']}" if "latency_table" in row else measured  # which is of another machine
+            found.append(f"latency of {row['stage']}: {row['latency_predicted']:.3f} of the base's predicted, {told}")
     return found
 
 
@@ -113,9 +112,37 @@ def slower(bundle: Bundle) -> list[str]:
     return found
 
 
+UNKNOWN = {
+    "traffic_unknown": "modelled traffic",
+    "peak_unknown": "activations at once",
+    "layers_unknown": "times of layers",
+    "traffic_layers_unknown": "modelled traffic of layers",
+}
+"""What a row says instead of a figure that could not be had."""
+
+
+def unknown(bundle: Bundle) -> list[str]:
+    """A line for each figure that could not be had, and why."""
+    return [
+        f"{row['file']}: {what} not known: {row[key]}"
+        for row in rows(bundle)
+        for key, what in UNKNOWN.items()
+        if key in row
+    ]
+
+
+def on_devices(bundle: Bundle) -> list[str]:
+    """A line for each file on each device that it was measured on."""
+    return [
+        f"{row['file']} on {row['device']} ({row['cpu']}): {latency(row['latency_ms'])} ms, "
+        f"{latency(row['latency_ratio'])} of {row['ratio_to']}{'; unstable' if row['unstable'] else ''}"
+        for row in device_rows(bundle)
+    ]
+
+
 def notes(bundle: Bundle) -> list[str]:
     """What belongs below the table."""
-    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle)]
+    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle), *on_devices(bundle), *unknown(bundle)]
 
 
 def verdict_line(verdict: Verdict) -> str:
