@@ -53,8 +53,8 @@ def precision(row: Row) -> str:
 
 
 def fit(networks: Sequence[tuple[Sequence[Row], Mapping[str, float]]], board: Board) -> dict[str, float]:
-    """The factor of each class: the time that was measured over the time by peak and bandwidth, of all networks, each of
-    which counts the same however long it takes.
+    """The factor of each class: the time that was measured over the time by peak and bandwidth, of all networks, each
+    of which counts the same however long it takes.
 
     Args:
         networks: of each, its rows and the milliseconds measured of each class.
