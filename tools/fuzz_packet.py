@@ -2,9 +2,9 @@
 
     python tools/fuzz_packet.py --inputs 1000000
 
-Half of the inputs get lengths, CRC and HMAC that fit them, so that the codec behind it is reached. Ends with 1 at the first other
-exception, wrong shape, symbol outside its table, an input that takes longer than a second, or where the process grows
-by more than the stated memory; prints the seed and the input.
+Half of the inputs get lengths, CRC and HMAC that fit them, so that the codec behind is reached. Ends with 1 at the
+first other exception, wrong shape, symbol outside its table, an input that takes longer than a second, or where the
+process grows by more than the stated memory; prints the seed and the input.
 """
 
 import argparse
