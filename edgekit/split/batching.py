@@ -54,6 +54,7 @@ class Batcher:
         self._run, self._executor, self._most_batch, self._delay_s = run, executor, most_batch, delay_s
         self._most_waiting = most_waiting
         self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._closing = False
         self._came, self._full = asyncio.Event(), asyncio.Event()
         self._worker = asyncio.create_task(self._work())
 
@@ -66,10 +67,10 @@ class Batcher:
         """What `run` gives for the item.
 
         Raises:
-            Busy: too many wait.
+            Busy: too many wait, or nothing is taken in any more.
             Exception: whatever `run` raised for the whole batch.
         """
-        if len(self._waiting) >= self._most_waiting:
+        if self._closing or len(self._waiting) >= self._most_waiting:
             raise Busy
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(item, answer, time.perf_counter()))
@@ -79,14 +80,17 @@ class Batcher:
         return await answer
 
     async def close(self) -> None:
-        """Wait until everything that was taken in is answered, then end."""
-        await asyncio.gather(*(one.answer for one in self._waiting), return_exceptions=True)
-        self._worker.cancel()
-        await asyncio.gather(self._worker, return_exceptions=True)
+        """Take nothing in any more, answer everything that was, then end."""
+        self._closing = True
+        self._came.set()
+        await self._worker
 
     async def _work(self) -> None:
-        while True:
-            await self._came.wait()
+        while self._waiting or not self._closing:
+            if not self._waiting:
+                self._came.clear()
+                await self._came.wait()
+                continue
             await self._company()
             batch = self._take()
             if batch:
@@ -105,8 +109,6 @@ class Batcher:
     def _take(self) -> list[_Waiting]:
         """The next batch, without those whose clients no longer wait."""
         taken = [self._waiting.popleft() for _ in range(min(self._most_batch, len(self._waiting)))]
-        if not self._waiting:
-            self._came.clear()
         return [one for one in taken if not one.answer.done()]
 
     async def _answer(self, batch: Sequence[_Waiting]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from edgekit.errors import BadInput
 
 HEAD_LENGTH = "Inference-Header-Content-Length"
-DATATYPES = {
+DATATYPES: dict[np.dtype[Any], str] = {
     np.dtype(dtype): name
     for name, dtype in {
         "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
@@ -28,9 +28,11 @@ DATATYPES = {
 }  # fmt: skip
 DTYPES = {name: dtype for dtype, name in DATATYPES.items()}
 MOST_ID_LETTERS = 256
+HEAD_BYTES = 2**14
 JSON_BYTES_A_VALUE = 5
 """A byte as JSON: three digits, a comma and, as Python writes it, a space."""
-HEAD_BYTES = 2**14
+MOST_JSON_BYTES = 2**20
+"""What is longer must come as binary; reading it as JSON would keep all other requests waiting."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Request:
     outputs: dict[str, bool] | None
     binary: bool
 
-    def wanted(self, known: Mapping[str, np.ndarray]) -> dict[str, bool]:
+    def wanted(self, known: Sequence[str]) -> dict[str, bool]:
         """The outputs to answer with, and which of them as binary. Raises BadInput for one that is not there."""
         if self.outputs is None:
             return dict.fromkeys(known, self.binary)
@@ -62,8 +64,8 @@ class Request:
 
 
 def most_body_bytes(content_bytes: int) -> int:
-    """The longest body that can hold an input of so many bytes, written in the longest way."""
-    return HEAD_BYTES + JSON_BYTES_A_VALUE * content_bytes
+    """The longest body that is taken for an input of at most so many bytes."""
+    return HEAD_BYTES + max(content_bytes, min(JSON_BYTES_A_VALUE * content_bytes, MOST_JSON_BYTES))
 
 
 def parse(body: bytes, head_length: str | None, spec: Spec) -> Request:
