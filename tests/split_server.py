@@ -61,10 +61,16 @@ def post(url: str, path: str, body: bytes, **headers: str):
 
 
 def ask(url: str, packet: bytes, name: str = "tiny", **headers: str):
-    """An inference by the binary extension."""
-    spec = models.PICTURE if name.endswith(models.WHOLE) else models.PACKET
-    body, given = protocol.ask("some-id", spec, packet)
-    return post(url, f"/v2/models/{name}/infer", body, **given, **headers)
+    """An inference by the shortest form."""
+    return post(url, f"/v2/models/{name}/infer", packet, **protocol.headers("some-id"), **headers)
+
+
+def with_head(packet: bytes, **changes) -> tuple[bytes, dict[str, str]]:
+    """A body by the binary extension, and its header."""
+    tensor = {"name": "packet", "datatype": "UINT8", "shape": [len(packet)]}
+    tensor |= {"parameters": {"binary_data_size": len(packet)}} | changes
+    head = json.dumps({"id": "7", "inputs": [tensor]}).encode()
+    return head + packet, {protocol.HEAD_LENGTH: str(len(head))}
 
 
 def outputs(response) -> dict[str, np.ndarray]:

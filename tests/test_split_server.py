@@ -17,7 +17,7 @@ from edgekit.split import models
 from edgekit.split.app import Service
 from edgekit.split.repository import Limits
 from tests import split_bundles
-from tests.split_server import TOKEN, ask, error, latents, outputs, post, running, scores, wire
+from tests.split_server import TOKEN, ask, error, latents, outputs, post, running, scores, wire, with_head
 
 INFER = "/v2/models/tiny/infer"
 
@@ -65,15 +65,27 @@ def test_packets_get_what_the_tail_answers(url, folder):
         assert response.headers["Server-Timing"].startswith("queue;dur=")
 
 
-def test_json_and_bytes_alone_are_understood_too(url, folder):
+def test_tensors_come_as_json_as_binary_or_alone(url, folder):
     (latent,) = latents(1)
     packet = wire(folder).pack(latent)
     tensor = {"name": "packet", "datatype": "UINT8", "shape": [len(packet)], "data": list(packet)}
     listed = json.loads(post(url, INFER, json.dumps({"id": "7", "inputs": [tensor]}).encode()).data)
-    alone = json.loads(post(url, INFER, packet, Inference_Header_Content_Length="0").data)
-    assert listed["outputs"] == alone["outputs"] and listed["id"] == "7"
-    assert listed["outputs"][0]["shape"] == [1, 4]
+    body, headers = with_head(packet)
+    binary = json.loads(post(url, INFER, body, **headers).data)
+    assert listed == binary and listed["id"] == "7" and listed["outputs"][0]["shape"] == [1, 4]
     assert np.allclose(listed["outputs"][0]["data"], scores(folder, latent[None])[0], rtol=1e-6)
+    assert listed["outputs"][0]["data"] == outputs(ask(url, packet))["y"][0].tolist()
+
+
+def test_an_output_comes_as_it_is_asked_for(url, folder):
+    (latent,) = latents(1)
+    packet = wire(folder).pack(latent)
+    tensor = {"name": "packet", "datatype": "UINT8", "shape": [len(packet)], "data": list(packet)}
+    wanted = [{"name": "y", "parameters": {"binary_data": True}}]
+    answer = post(url, INFER, json.dumps({"inputs": [tensor], "outputs": wanted}).encode())
+    assert np.allclose(outputs(answer)["y"], scores(folder, latent[None]), rtol=1e-6)
+    answer = post(url, INFER, json.dumps({"inputs": [tensor], "outputs": [{"name": "z"}]}).encode())
+    assert answer.status == 400 and "there is no 'z'; the model gives y" in error(answer)
 
 
 def test_pictures_go_to_the_whole_network(url, folder):

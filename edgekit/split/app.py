@@ -205,7 +205,8 @@ class _Server:
         return bytes(body)
 
     async def _answer(self, request: Request, model: Model, body: bytes) -> Response:
-        asked = protocol.parse(body, request.headers.get(protocol.HEAD_LENGTH), model.input)
+        head_length, id = request.headers.get(protocol.HEAD_LENGTH), request.headers.get(protocol.REQUEST_ID, "")
+        asked = protocol.parse(body, head_length, model.input, id)
         served = self._find(request, asked.content)
         wanted = asked.wanted([one.name for one in served.model.outputs])
         answer = await self._submitted(served, asked.content)

@@ -125,8 +125,12 @@ def _whole(name: str, bundle: Bundle, part: artifact.Part, threads: int) -> Mode
     session = engine("onnxruntime").load(bundle.path / part.file, threads)
     input = parse(Input, bundle.manifest["input"], f"{bundle.path / MANIFEST} input")
 
+    as_it_is = dataclasses.replace(input, resize="none")
+
     def read(content: bytes) -> np.ndarray:
-        return input.apply(decoded(content))
+        picture = decoded(content)
+        fits = picture.shape[:2] == input.shape[1:]  # the device cut it out already; a crop of it would be another part
+        return (as_it_is if fits else input).apply(picture)
 
     return Model(name, part.sha256[:32], PICTURE, _outputs(session), MOST_PICTURE_BYTES, read, session)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import ipaddress
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ from uvicorn.supervisors import Multiprocess
 
 from edgekit.errors import BadInput
 from edgekit.split.app import RETRY_AFTER_S, Service, create_app
+from edgekit.split.hosts import is_loopback
 from edgekit.split.metrics import SHARED
 from edgekit.split.models import load
 
@@ -114,14 +114,6 @@ def check(service: Service, listen: Listen) -> None:
             f"{listen.host} is heard beyond this machine: give {' and '.join(missing)}, or --insecure where something "
             "in front of the server sees to that"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is heard on this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bind(listen: Listen) -> socket.socket:
