@@ -47,10 +47,13 @@ def serve(
     edgekit split serve out/cut --port 8000
     edgekit split serve cam=out/current --host 0.0.0.0 --certificate c.pem --private-key k.pem --token-file tokens
     """
-    from edgekit.split import credentials
+    from edgekit.split import credentials, extra
+
+    extra.check(extra.SERVER)
+    from edgekit.split.app import Service
     from edgekit.split.commands import named
     from edgekit.split.repository import Limits
-    from edgekit.split.server import Listen, Service
+    from edgekit.split.server import Listen
     from edgekit.split.server import serve as run
 
     limits = Limits(batch, delay_ms, waiting, threads)
@@ -92,10 +95,13 @@ def run(
     \b
     edgekit split run out/cut --server http://127.0.0.1:8000 --data test=folder:pictures
     """
-    from edgekit import tables
-    from edgekit.split.client import Plan
-    from edgekit.split.commands import address, run as stream
+    from edgekit.split import extra
 
-    there = address(url, model or bundle.absolute().name, token_file, ca, insecure, timeout_s)
-    found = stream(bundle, data, there, Plan(**plan), key_file, threads, track, say)
-    emit(found) if as_json else tables.show_split_run(found)
+    extra.check(extra.DEVICE)
+    from edgekit.split import commands
+    from edgekit.split.client import Plan
+    from edgekit.split.show import show_run
+
+    there = commands.address(url, model or bundle.absolute().name, token_file, ca, insecure, timeout_s)
+    found = commands.run(bundle, data, there, Plan(**plan), key_file, threads, track, say)
+    emit(found) if as_json else show_run(found)

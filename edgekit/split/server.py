@@ -119,10 +119,16 @@ def check(service: Service, listen: Listen) -> None:
 def bind(listen: Listen) -> socket.socket:
     """The socket to listen on. Raises BadInput where the address cannot be had."""
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    # asyncio sends small writes at once (TCP_NODELAY) only on sockets that say TCP; others wait 40 ms for an answer.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((listen.host, listen.port), family=family, backlog=BACKLOG)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((listen.host, listen.port))
+        bound.listen(BACKLOG)
     except OSError as error:
+        bound.close()
         raise BadInput(f"{listen.host}:{listen.port}: cannot listen there ({error.strerror or error})") from None
+    return bound
 
 
 def config(service: Service, listen: Listen) -> Config:
