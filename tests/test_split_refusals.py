@@ -171,7 +171,7 @@ def test_what_cannot_wait_is_told_to_come_again(folder, packet):
 
 
 def test_an_answer_that_takes_too_long_is_given_up(folder, packet):
-    with running(Service({"tiny": folder}, Limits(delay_ms=3000), answer_s=0.2)) as url:
+    with running(Service({"tiny": folder}, Limits(delay_ms=1000), answer_s=0.2)) as url:
         refused = ask(url, packet)
         assert refused.status == 503 and refused.headers["Retry-After"] == "1" and "no answer within" in error(refused)
 

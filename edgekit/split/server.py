@@ -89,6 +89,14 @@ class Patient(HttpToolsProtocol):
         self._head_is_there()
         super().on_headers_complete()
 
+    def shutdown(self) -> None:
+        """The server ends. An idle connection is cut: over TLS a polite end would wait for the client's."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and not self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def _expect_head(self) -> None:
         self._head_bytes = 0
         self._timer = self.loop.call_later(HEAD_S, self.transport.abort)
