@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,42 @@ def run(
     there = commands.address(url, model or bundle.absolute().name, token_file, ca, insecure, timeout_s)
     found = commands.run(bundle, data, there, Plan(**plan), key_file, threads, track, say)
     emit(found) if as_json else show_run(found)
+
+
+@split.command()
+@click.argument("bundle", type=PATH)
+@click.option("--data", "data", multiple=True, required=True, metavar="[ROLE=]DATA", help=SOURCES)
+@click.option("--link", "links", multiple=True, metavar="NAME|RATE/RTT",
+              help="lora, 1mbit, lte, 10mbit, wifi, 100mbit, or such as 2.5Mbit/40ms. Default: all.")  # fmt: skip
+@click.option("--quality", "qualities", multiple=True, type=click.IntRange(1, 95), help="Of JPEG and WebP.")
+@click.option("--images", type=click.IntRange(3), default=30, show_default=True, help="Pictures of a time over a link.")
+@click.option("--seconds", type=click.FloatRange(0), default=20.0, show_default=True,
+              help="The longest for one way over one link.")  # fmt: skip
+@click.option("--out", type=PATH, help="Write the JSON document here.")
+@click.option("--plots", type=PATH, help="Write the plots as PNG and SVG into this folder.")
+@key_option
+@threads_option
+@json_option
+def bench(
+    bundle: Path, data: tuple[str, ...], links: tuple[str, ...], qualities: tuple[int, ...], images: int,
+    seconds: float, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Compare, over slow links: cut, plain 8-bit latent, JPEG and WebP to the server, and all on the device.
+
+    Starts a server of its own; the links are made of a proxy on this machine.
+
+    \b
+    edgekit split bench out/cut --data test=folder:pictures --link lte --link wifi --plots figures
+    """
+    from edgekit.split import extra
+
+    extra.check(extra.SERVER + extra.DEVICE)
+    from edgekit.split import commands
+    from edgekit.split.bench import Plan
+    from edgekit.split.link import LINKS, link
+    from edgekit.split.show import show_bench
+
+    plan = Plan(tuple(map(link, links or LINKS)), images=images, seconds=seconds)
+    plan = dataclasses.replace(plan, qualities=qualities) if qualities else plan
+    found = commands.bench(bundle, data, plan, progress=track, **given)
+    emit(found) if as_json else show_bench(found)

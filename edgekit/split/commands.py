@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import data as datasets
+from edgekit.bundle import open_bundle
 from edgekit.data import Progress
 from edgekit.errors import BadInput
+from edgekit.files import write_json
+from edgekit.split import bench as benchmark
 from edgekit.split import credentials, device
 from edgekit.split.client import Client, Plan, stream
 from edgekit.split.models import WHOLE
+from edgekit.split.plot import write_plots
 from edgekit.split.remote import Address, Remote
 
 
@@ -65,3 +69,31 @@ def run(
     link = {"rtt_ms": client.link.rtt_ms, "ms_per_byte": client.link.ms_per_byte}
     given = {"bundle": str(bundle), "server": address.url, "policy": plan.policy}
     return {"schema": "edgekit/split-run/1", **given, "link": link, **found}
+
+
+def bench(
+    bundle: Path,
+    specs: Sequence[str],
+    plan: benchmark.Plan,
+    key_file: Path | None,
+    threads: int,
+    out: Path | None,
+    plots: Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare the ways of answering the role `test` over links; write the result and its plots where that is asked.
+
+    Raises:
+        BadInput: something given cannot be used, or `out` or `plots` is there already.
+    """
+    if out is not None and out.exists():
+        raise BadInput(f"{out}: exists; give another --out")
+    near = device.load(bundle, credentials.key(key_file), threads)
+    samples = datasets.load(list(specs), progress=progress, labels=near.output.labels).role("test")
+    found = benchmark.bench(near, bundle, samples, plan, threads, progress)
+    document = {"schema": "edgekit/split-bench/1", "bundle": str(bundle), "seal": open_bundle(bundle).seal, **found}
+    if out is not None:
+        write_json(out, document)
+    if plots is not None:
+        write_plots(document, plots)
+    return document

@@ -101,7 +101,7 @@ def latent_way(device: Device, stored: bool = False) -> Way:
         content = device.wire.pack(latent, stored)
         return Prepared(content, {"head_ms": 1e3 * (ready - began), "code_ms": 1e3 * (time.perf_counter() - ready)})
 
-    return Way("latent-8bit" if stored else "split", prepare)
+    return Way("latent8" if stored else "split", prepare)
 
 
 def picture_way(device: Device, format: str, quality: int) -> Way:
