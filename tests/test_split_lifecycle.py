@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn")
 
 from edgekit.cli import main
 from edgekit.errors import BadInput
-from edgekit.split import app, server
+from edgekit.split import app, models, server
 from edgekit.split.app import Service
 from edgekit.split.batching import Batcher, Busy
 from edgekit.split.remote import Address, Remote
@@ -155,17 +155,27 @@ def test_a_bundle_that_cannot_be_used_is_not_taken_up(tmp_path, monkeypatch, cap
         assert ask(url, wire(good).pack(latents(1)[0]), "cam").status == 200
 
 
-def test_what_was_accepted_is_answered_before_the_end(folder):
-    packet, answers = wire(folder).pack(latents(1)[0]), []
-    with contextlib.ExitStack() as stack:
-        url = stack.enter_context(running(Service({"tiny": folder}, Limits(batch=64, delay_ms=600))))
-        threads = [threading.Thread(target=lambda: answers.append(ask(url, packet).status)) for _ in range(5)]
-        [thread.start() for thread in threads]
-        time.sleep(0.3)
-        assert not answers
-        stack.close()  # ends the server while all five wait for company
-        [thread.join() for thread in threads]
-    assert answers == [200] * 5
+def test_what_was_accepted_is_answered_before_the_end(folder, monkeypatch):
+    packet, accepted, go_on = wire(folder).pack(latents(1)[0]), [], threading.Event()
+    run, submit = models.Model.run, Batcher.submit
+
+    def slow(model, contents):
+        go_on.wait(30)
+        return run(model, contents)
+
+    def counted(batcher, item):
+        accepted.append(item)
+        return submit(batcher, item)
+
+    monkeypatch.setattr(models.Model, "run", slow)
+    monkeypatch.setattr(Batcher, "submit", counted)
+    with ThreadPoolExecutor(5) as pool, contextlib.ExitStack() as stack:
+        url = stack.enter_context(running(Service({"tiny": folder}, Limits(batch=2))))
+        answers = [pool.submit(ask, url, packet) for _ in range(5)]
+        _until(lambda: len(accepted) == 5)
+        threading.Timer(0.5, go_on.set).start()
+        stack.close()  # the server ends while one batch runs and the others wait
+        assert [one.result().status for one in answers] == [200] * 5
 
 
 def test_tls_and_a_token(folder, tmp_path):

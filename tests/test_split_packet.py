@@ -121,6 +121,7 @@ CODED, RAW = PLAIN.pack(LATENT), PLAIN.pack(LATENT, stored=True)
         (_with(RAW, 42 + 6, b"\2"), "channel 1 of the latent has the symbol 2"),
         (WIRES["signed"].pack(LATENT), "has an HMAC, and this end has no key"),
     ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_what_is_no_packet_is_refused(packet, message):
     with pytest.raises(PacketError, match=message):
