@@ -100,6 +100,17 @@ def test_the_first_waits_no_longer_than_it_may():
     assert 90 <= found[0].queue_ms < 5000 and found[0].batch == 2
 
 
+def test_the_end_waits_for_no_company():
+    async def go():
+        batcher = Batcher(list, most_batch=3, most_waiting=9, delay_s=30.0)
+        answers = [asyncio.create_task(batcher.submit(item)) for item in range(2)]
+        await asyncio.sleep(0)
+        await batcher.close()
+        return [(await one).value for one in answers]
+
+    assert asyncio.run(asyncio.wait_for(go(), 20)) == [0, 1]
+
+
 def _turn(link: Path, folder: Path) -> None:
     """Make the link point there, at once."""
     other = link.with_name("other")
