@@ -187,6 +187,7 @@ def test_what_was_accepted_is_answered_before_the_end(folder, monkeypatch):
         threading.Timer(0.5, go_on.set).start()
         stack.close()  # the server ends while one batch runs and the others wait
         assert [one.result().status for one in answers] == [200] * 5
+    assert not {one.name for one in threading.enumerate()} & {"inference"}
 
 
 def test_tls_and_a_token(folder, tmp_path):
