@@ -25,6 +25,7 @@ EXTRAS = {
     "urllib3": ("urllib3", "split"),
     "uvicorn": ("uvicorn", "split"),
     "vl-convert-python": ("vl_convert", "report"),
+    "zigzag-dse": ("zigzag", "zigzag"),
 }
 
 
