@@ -17,6 +17,7 @@ EXTRAS = {
     "nvidia-ml-py": ("pynvml", "nvml"),
     "openvino": ("openvino", "openvino"),
     "prometheus-client": ("prometheus_client", "split"),
+    "zigzag-dse": ("zigzag", "zigzag"),
     "scikit-learn": ("sklearn", "digits"),
     "starlette": ("starlette", "split"),
     "tensorrt": ("tensorrt", "tensorrt"),
@@ -25,7 +26,6 @@ EXTRAS = {
     "urllib3": ("urllib3", "split"),
     "uvicorn": ("uvicorn", "split"),
     "vl-convert-python": ("vl_convert", "report"),
-    "zigzag-dse": ("zigzag", "zigzag"),
 }
 
 
