@@ -36,7 +36,7 @@ LAYERS = [
     {"export", "rewrites"},
     {"bundle"},
     {"engines"},
-    {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic"},
+    {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic", "isa"},
     {"latency"},
     {"gate"},
     {"report", "recipe", "inspection", "doctor", "catalogue"},
