@@ -39,12 +39,12 @@ LAYERS = [
     {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic", "isa"},
     {"latency"},
     {"gate"},
-    {"report", "recipe", "inspection", "doctor", "catalogue"},
+    {"report", "recipe", "inspection", "catalogue"},
     {"baseline"},
     {"judge"},
     {"job"},
     {"run"},
-    {"bisect", "deploy", "on_device", "tables"},
+    {"bisect", "deploy", "doctor", "lab", "on_device", "tables"},
     {"cli", "__main__"},
 ]
 LONGER = {"devices/runner.py": 600}
