@@ -395,6 +395,13 @@ def show_isa(found: dict[str, Any]) -> None:
     print(f"{safe} of {len(found['rows'])} int8 layers are safe on x86 without VNNI")
 
 
+def show_instructions(found: dict[str, Any]) -> None:
+    made = make("file", "instructions")
+    for row in found["rows"]:
+        made.add_row(row["file"], f"{row['instructions']:,}")
+    show(made)
+
+
 def show_lab(found: dict[str, Any]) -> None:
     """The answers of each file on each processor, beside those here."""
     metrics = list(dict.fromkeys(name for row in found["rows"] for name in row["metrics"]))

@@ -108,7 +108,7 @@ def run(
     for path in paths:
         bundle = open_bundle(path) if path.is_dir() else None
         made = []
-        for file in _files(bundle) if bundle else [path]:
+        for file in shipped_files(bundle) if bundle else [path]:
             subject = _subject(file, specs, plan, io_file)
             made.append(_row(subject, NATIVE, list(range(len(subject.places))), subject.native))
             for on in machines:
@@ -130,8 +130,8 @@ def _machine(cpu: Cpu) -> Emulated:
     return host_python(cpu, cache_folder() / "lab" / "jobs")
 
 
-def _files(bundle: Bundle) -> list[Path]:
-    """Those that ship and that ONNX Runtime runs."""
+def shipped_files(bundle: Bundle) -> list[Path]:
+    """Those that ONNX Runtime runs. Raises BadInput where there are none."""
     engines = {step["file"]: step["engine"] for step in bundle.manifest["steps"]}
     found = [path for path in bundle.models if engines.get(path.name) == "onnxruntime"]
     if not found:
