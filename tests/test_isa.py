@@ -6,6 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import isa
+from edgekit.cli import main
+from edgekit.errors import BadInput
 from edgekit.export import export, serialise
 from edgekit.quant.gptq import gptq, quadratic, to_integers
 from edgekit.quant.grid import max_scales, rounded
@@ -38,7 +40,7 @@ def layer(weight: np.ndarray, *, groups: int = 1, signed: bool = False, before: 
         [*nodes, conv],
         "g",
         [helper.make_tensor_value_info("x", of_input, [1, channels, 6, 6])],
-        [helper.make_tensor_value_info("y", TensorProto.INT8 if signed else TensorProto.UINT8, None)],
+        [helper.make_tensor_value_info("y", TensorProto.INT8 if signed else TensorProto.UINT8, list("nchw"))],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -167,6 +169,23 @@ def test_the_portable_target_uses_more_than_half_the_range_unless_told_not_to(fo
         return max(int(np.abs(weight.astype(int)).max()) for weight in weights)
 
     assert top(pairs=False) == 64 and top(pairs=True) > 100
+
+
+@pytest.mark.parametrize(("second", "code"), [(10, 0), (90, 1)])
+def test_the_command_names_what_is_unsafe(tmp_path, second, code):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(layer(weight_of((2, 4, 3, 3), first=100, second=second)))
+    with pytest.raises(SystemExit) as ended:
+        main(["lab", "check", str(path), "--json"])
+    assert ended.value.code == code
+    assert isa.check(path)["rows"][0]["safe"] == (code == 0)
+    assert ("sums of 1 layers can overflow" in isa.warning(path)) == bool(code)
+
+
+def test_no_onnx_file_is_named(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match=r"net\.onnx: is no ONNX file"):
+        isa.check(tmp_path / "net.onnx")
 
 
 def test_a_float_file_is_safe(folded):
