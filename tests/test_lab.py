@@ -1,23 +1,29 @@
 """The lab without an emulator: the table of processors, workers, what is missing, and gates on what was found."""
 
 import os
+import shutil
 import sys
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from edgekit import report
+from edgekit.bundle import open_bundle
 from edgekit.context import no_progress
 from edgekit.devices.cpus import NATIVE, Cpu, cpus, named
 from edgekit.errors import BadInput
 from edgekit.export import export, finish, serialise
+from edgekit.files import file_sha256, write_json
 from edgekit.gate import Gate, judge
+from edgekit.judge import judge as judge_bundle
 from edgekit.lab import emulator, root
 from edgekit.lab.emulator import Emulated
 from edgekit.lab.jobs import Task, work
 from edgekit.lab.run import Plan, run
 from edgekit.lab.worker import answers, opened
 from edgekit.rewrites import Fold, Int8
+from tests.conftest import save_images
 from tests.nets import tiny
 from tests.test_quant import INPUT, OUTPUT, context
 
@@ -153,6 +159,34 @@ def test_how_slow_it_will_be_is_said_first(content, data, here, tmp_path, monkey
     assert "about 1 times as slow as here; 3 pictures in 2 processes take about" in lines[0]
 
 
+@pytest.fixture
+def ran(bundle, data, here, tmp_path, monkeypatch):
+    """A copy of the bundle whose files were run as another processor."""
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("edgekit.lab.run._machine", lambda _cpu: here)
+    copied = open_bundle(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    run([copied.path], "haswell", [data], Plan(samples=9))
+    return copied
+
+
+def test_a_bundle_keeps_its_run_for_its_gates(ran):
+    base = report.base_row(ran)["correct"]
+    for row in report.emulated(ran):
+        whole = next(other["correct"] for other in report.shipped(ran) if other["file"] == row["file"])
+        assert row["correct"] == "".join(whole[place] for place in row["scored"])
+        drop = sum(int(base[place]) for place in row["scored"]) - row["correct"].count("1")
+        gates = {"top1": [Gate(max_drop=100 * drop / 9, cpu="here", precision=row["precision"])]}
+        (verdict,) = judge_bundle(ran, gates)
+        assert verdict.outcome == "pass" and verdict.value == pytest.approx(100 * drop / 9)
+    assert {row["precision"] for row in report.emulated(ran)} == {row["precision"] for row in report.shipped(ran)}
+
+
+def test_a_bundle_is_run_on_its_own_pictures(bundle, tmp_path):
+    other = save_images(tmp_path / "other.npz", 40, seed=5)
+    with pytest.raises(BadInput, match="was scored on other test pictures; give the --data that it was made with"):
+        run([bundle.path], NATIVE, [f"npz:{other}"], Plan(samples=2))
+
+
 # What is missing
 
 
@@ -198,6 +232,18 @@ def test_a_version_without_a_wheel(monkeypatch, tmp_path):
         BadInput, match=r"cannot get a wheel of onnxruntime==99.9.9 for aarch64 and Python 3.11 \(another"
     ):
         root._wheels(tmp_path, "3.11")
+
+
+def test_a_root_whose_packages_are_damaged_is_not_taken(tmp_path):
+    (tmp_path / "wheels").mkdir()
+    wheel = tmp_path / "wheels" / "numpy.whl"
+    wheel.write_bytes(b"whole")
+    write_json(tmp_path / "root.json", {"schema": root.SCHEMA, "files": {"numpy.whl": file_sha256(wheel)}})
+    assert root.intact(tmp_path)
+    wheel.write_bytes(b"damaged")
+    assert not root.intact(tmp_path)
+    wheel.unlink()
+    assert not root.intact(tmp_path)
 
 
 # Gates

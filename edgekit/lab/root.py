@@ -91,8 +91,15 @@ def emulated(cpu: Cpu) -> Emulated:
     return Emulated(cpu, prefix, root / JOBS, Path("/") / JOBS, dict(ROOT_QUIET), identity)
 
 
+def intact(place: Path) -> bool:
+    """Whether all that a root was made of still has the hashes that were noted."""
+    noted = read_json(place / "root.json", SCHEMA)["files"]
+    found = {path.name: path for kind in ("*.deb", "*.whl") for path in place.rglob(kind)}
+    return all(name in found and file_sha256(found[name]) == digest for name, digest in noted.items())
+
+
 def setup(log: Log) -> Path:
-    """Make the root, or go on where an earlier set-up was stopped; returns its folder.
+    """Make the root, or go on where an earlier set-up was stopped; one whose packages were damaged is made anew.
 
     Raises:
         BadInput: qemu, apt, pip or a way in is missing, a package or wheel cannot be had, or the Python there does not
@@ -101,7 +108,7 @@ def setup(log: Log) -> Path:
     if reason := missing("aarch64"):
         raise BadInput(reason)
     way, place = entry(), folder()
-    if state() == "ready":
+    if state() == "ready" and intact(place):
         log(f"{place}: is ready, entered by {way}")
         return place
     for tool in ("apt-get", "dpkg"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgekit.bundle import Bundle, open_bundle
 from edgekit.context import Track, no_progress
 from edgekit.data import Output, Samples
 from edgekit.devices.cpus import NATIVE, Cpu, named
+from edgekit.devices.runner import streams
 from edgekit.errors import BadInput
 from edgekit.files import cache_folder
 from edgekit.lab import root
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def workers(self) -> int:
-        return self.processes or len(os.sched_getaffinity(0))
+        return self.processes or streams(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Subject:
     """A file with its pictures and what it answers here.
 
     Attributes:
+        test: SHA-256 over the role `test` that the pictures are from.
         truths: of each picture, as `Samples.batches` gives it for a batch of one.
         places: of each picture in the role `test`.
         native: all outputs for each picture.
@@ -74,6 +75,7 @@ class Subject:
 
     path: Path
     model: bytes
+    test: str
     samples: Samples
     output: Output
     inputs: np.ndarray
@@ -110,6 +112,8 @@ def run(
         made = []
         for file in shipped_files(bundle) if bundle else [path]:
             subject = _subject(file, specs, plan, io_file)
+            if bundle:
+                _check_same(bundle, subject)
             made.append(_row(subject, NATIVE, list(range(len(subject.places))), subject.native))
             for on in machines:
                 try:
@@ -139,6 +143,12 @@ def shipped_files(bundle: Bundle) -> list[Path]:
     return found
 
 
+def _check_same(bundle: Bundle, subject: Subject) -> None:
+    """That a bundle's own scores and those of the lab are of the same pictures, so that gates can pair them."""
+    if subject.test != bundle.manifest["data"]["test"]["sha256"]:
+        raise BadInput(f"{bundle.path}: was scored on other test pictures; give the --data that it was made with")
+
+
 def _subject(path: Path, specs: list[str], plan: Plan, io_file: Path | None) -> Subject:
     """Raises BadInput as `read_io`, or where the pictures are more than LARGEST_BYTES."""
     model = whole(path)
@@ -159,7 +169,7 @@ def _subject(path: Path, specs: list[str], plan: Plan, io_file: Path | None) -> 
     native = [answers(session, x) for x in inputs]
     native_s = (time.perf_counter() - begin) / len(inputs)
     at = [places[samples.ids[index]] for index in indices]
-    return Subject(path, model, samples, output, np.stack(inputs), truths, at, native, native_s)
+    return Subject(path, model, role.sha256, samples, output, np.stack(inputs), truths, at, native, native_s)
 
 
 def _emulated_row(subject: Subject, on: Emulated, plan: Plan, track: Track, log: Log) -> dict[str, Any]:

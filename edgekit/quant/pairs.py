@@ -16,7 +16,8 @@ Weights that fit, for targets t₁, t₂ in steps: half of the pair's room goes 
     d = round((t₁ − t₂) / 2),   −64 + d ≤ w₁ ≤ 64 + d,   −64 − d ≤ w₂ ≤ 64 − d
 
 Whatever is chosen within, w₁ + w₂ ≤ 128 and ≥ −128, also for one of them alone. t₁ + t₂ > 128 is projected: both lose
-the same. d = 0 is the usual remedy, weights within ±64.
+the same. d = 0 is the usual remedy, weights within ±64. Activations within 0…127 would do, too, but no kernel clips
+there: only what an operator bounds by itself, as Sigmoid does, stays within.
 """
 
 from __future__ import annotations

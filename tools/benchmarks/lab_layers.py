@@ -46,17 +46,21 @@ def saturating(name: str, content: bytes, inputs: np.ndarray, on: Emulated, fold
 def apart(whole: onnx.ModelProto, nodes: list[onnx.NodeProto], seen: dict[str, np.ndarray]) -> onnx.ModelProto:
     """A graph of those nodes alone; its one input (1, n) holds what each reads, one after another."""
     values = {"axis": np.array([1])}
+    read = {name: f"read{index}" for index, name in enumerate(seen)}  # what one layer gives, another reads
     cut, at = [], 0
     for index, (name, value) in enumerate(seen.items()):
         ends = {f"start{index}": at, f"end{index}": at + value.size}
         values |= {key: np.array([end]) for key, end in ends.items()} | {f"shape{index}": np.array(value.shape)}
         cut.append(helper.make_node("Slice", ["x", *ends, "axis"], [f"flat{index}"]))
-        cut.append(helper.make_node("Reshape", [f"flat{index}", f"shape{index}"], [name]))
+        cut.append(helper.make_node("Reshape", [f"flat{index}", f"shape{index}"], [read[name]]))
         at += value.size
-    used = {name for node in nodes for name in node.input}
+    layers = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    for layer in layers:
+        layer.input[0] = read[layer.input[0]]
+    used = {name for layer in layers for name in layer.input}
     constants = [item for item in whole.graph.initializer if item.name in used]
     constants += [numpy_helper.from_array(value, key) for key, value in values.items()]
     taken = helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", at])
-    given = [helper.make_tensor_value_info(node.output[0], TensorProto.UINT8, None) for node in nodes]
-    graph = helper.make_graph([*cut, *nodes], "layers", [taken], given, constants)
+    given = [onnx.ValueInfoProto(name=node.output[0]) for node in nodes]
+    graph = helper.make_graph([*cut, *layers], "layers", [taken], given, constants)
     return helper.make_model(graph, opset_imports=whole.opset_import, ir_version=whole.ir_version)
