@@ -35,7 +35,6 @@ ENTRIES: dict[str, Callable[[Path], list[str]]] = {
     "bwrap": lambda root: ["bwrap", "--unshare-all", "--die-with-parent", "--bind", str(root), "/", "--dev", "/dev"],
     "unshare": lambda root: ["unshare", "--map-root-user", "chroot", str(root)],
     "chroot": lambda root: ["chroot", str(root)],
-    "podman": lambda root: ["podman", "run", "--rm", "--network", "none", "--rootfs", str(root)],
 }
 
 
@@ -148,7 +147,7 @@ def _packages(place: Path) -> list[Path]:
         "Dir::Cache": str(place / "cache"),
     }
     apt = ["apt-get", *(part for key, value in settings.items() for part in ("-o", f"{key}={value}"))]
-    _run([*apt, "update"], "the lists of arm64 packages")
+    _run([*apt, "update"], "the lists of arm64 packages (Debian's mirrors have them, those of Ubuntu do not)")
     _run([*apt, "install", "--yes", "--download-only", *PACKAGES], "arm64 packages")
     return sorted((place / "cache" / "archives").glob("*.deb"))
 
