@@ -17,19 +17,14 @@ from pathlib import Path
 
 from edgekit.devices.cpus import Cpu
 from edgekit.errors import BadInput
+from edgekit.traffic.measured import QUIET
 
 OLDEST = (7, 2)
 """The first qemu that emulates AVX2."""
 GET = "apt install qemu-user-static"
 WORKER = Path(__file__).with_name("worker.py")
-QUIET = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OPENBLAS_CORETYPE": "Nehalem",  # it misjudges emulated x86; numpy's products are not what is looked at
-    "ORT_DISABLE_TELEMETRY": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
-ROOT_QUIET = {key: value for key, value in QUIET.items() if key != "OPENBLAS_CORETYPE"}
+HOST = {**QUIET, "OPENBLAS_CORETYPE": "Nehalem"}
+"""OpenBLAS misjudges emulated x86; numpy's products are not what is looked at."""
 
 
 def binary(architecture: str) -> Path | None:
@@ -100,4 +95,4 @@ def host_python(cpu: Cpu, jobs: Path) -> Emulated:
     assert path is not None
     jobs.mkdir(parents=True, exist_ok=True)
     identity = (cpu.name, cpu.model, ".".join(map(str, version(path))), ort.__version__)
-    return Emulated(cpu, (str(path), "-cpu", cpu.model, sys.executable), jobs, jobs, {**os.environ, **QUIET}, identity)
+    return Emulated(cpu, (str(path), "-cpu", cpu.model, sys.executable), jobs, jobs, {**os.environ, **HOST}, identity)

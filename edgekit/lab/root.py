@@ -20,7 +20,8 @@ from pathlib import Path
 from edgekit.devices.cpus import Cpu
 from edgekit.errors import BadInput
 from edgekit.files import cache_folder, file_sha256, read_json, write_json
-from edgekit.lab.emulator import GET, ROOT_QUIET, Emulated, binary, missing, version
+from edgekit.lab.emulator import GET, Emulated, binary, missing, version
+from edgekit.traffic.measured import QUIET
 
 SCHEMA = "edgekit/lab-root/1"
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
@@ -87,7 +88,7 @@ def emulated(cpu: Cpu) -> Emulated:
     known, root = read_json(folder() / "root.json", SCHEMA), folder() / "root"
     prefix = (*ENTRIES[entry()](root), f"/{QEMU}", "-cpu", cpu.model, known["python"])
     identity = (cpu.name, cpu.model, known["qemu"], known["onnxruntime"])
-    return Emulated(cpu, prefix, root / JOBS, Path("/") / JOBS, dict(ROOT_QUIET), identity)
+    return Emulated(cpu, prefix, root / JOBS, Path("/") / JOBS, dict(QUIET), identity)
 
 
 def intact(place: Path) -> bool:
