@@ -155,8 +155,9 @@ def test_how_slow_it_will_be_is_said_first(content, data, here, tmp_path, monkey
     monkeypatch.setattr("edgekit.lab.run._machine", lambda _cpu: here)
     path, lines = tmp_path / "net.onnx", []
     path.write_bytes(content)
-    run([path], "haswell", [data], Plan(samples=3, processes=2, layers=True), log=lines.append)
+    found = run([path], "haswell", [data], Plan(samples=3, processes=2, layers=True), log=lines.append)
     assert "about 1 times as slow as here; 3 pictures in 2 processes take about" in lines[0]
+    assert found["rows"][1]["diverging"] == []
 
 
 @pytest.fixture
