@@ -31,8 +31,8 @@ def check(file: Path, as_json: bool) -> int:
     \b
     edgekit lab check model.onnx
     """
-    from edgekit import tables
     from edgekit.isa import check as judge
+    from edgekit.lab import tables
 
     found = judge(file)
     emit(found) if as_json else tables.show_isa(found)
@@ -80,7 +80,7 @@ def run(
     edgekit lab run model.onnx --cpu nehalem,haswell,cortex-a53 --data test=csv:labels.csv --io io.toml
     edgekit lab run out/quickstart --cpu haswell --data digits --samples 20 --layers
     """
-    from edgekit import tables
+    from edgekit.lab import tables
     from edgekit.lab.run import Plan
     from edgekit.lab.run import run as work
 
