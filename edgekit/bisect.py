@@ -77,7 +77,7 @@ def bisect(
     kinds = [model.graph.input[0].type.tensor_type.elem_type for model in models]
     if kinds[0] != kinds[1]:
         raise BadInput(f"{second}: takes other values than {first}; compare two plain files or two camera-ready ones")
-    taps = [_taps(model) for model in models]
+    taps = [taps_of(model) for model in models]
     shared = [name for name in taps[1] if name in taps[0]]
     outputs = [model.graph.output[0].name for model in models]
     if not set(shared) - set(outputs):
@@ -93,7 +93,7 @@ def bisect(
             if wanted.shape != got.shape:
                 raise BadInput(f"{second}: {name!r} is {got.shape} there and {wanted.shape} in {first}")
             found[name].add(wanted, got)
-    rows = _rows(models[1], found)
+    rows = rows_of(models[1], found)
     return {
         "schema": "edgekit/bisection/1",
         "files": [first.name, second.name],
@@ -104,8 +104,8 @@ def bisect(
     }
 
 
-def _taps(model: onnx.ModelProto) -> dict[str, Tap]:
-    """How each float tensor can be observed, under the name that a float file has for it."""
+def taps_of(model: onnx.ModelProto) -> dict[str, Tap]:
+    """How each float tensor can be observed, under the name that a float file has for it, in the order of the graph."""
     from onnx import numpy_helper
 
     values = {init.name: init for init in model.graph.initializer}
@@ -157,7 +157,7 @@ class _Observed:
         return self.parts
 
 
-def _rows(model: onnx.ModelProto, found: dict[str, Difference]) -> list[dict[str, Any]]:
+def rows_of(model: onnx.ModelProto, found: dict[str, Difference]) -> list[dict[str, Any]]:
     """In the order of the graph, each beside the worst of what its layer reads."""
     makers = {name: node for node in model.graph.node for name in node.output}
     rows = []

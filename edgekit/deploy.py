@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import data as datasets
-from edgekit import profile, report, run
+from edgekit import isa, profile, report, run
 from edgekit.baseline import open_baseline, write_baseline
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
@@ -75,6 +75,8 @@ def export_file(
         content, operators = to_ort(content)
     write_bytes(out, content)
     line = f"{out}: {precision} for {wanted.name}, {len(content):,} bytes"
+    if not ort_format and wanted.engine == "onnxruntime" and (warning := isa.warning(out)):
+        line += f"\n{out}: {warning}"
     if beside is None:
         return line
     if ort_format:

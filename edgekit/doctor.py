@@ -9,6 +9,7 @@ from typing import Any
 
 from edgekit import __version__
 from edgekit.engines import cuda
+from edgekit.lab import emulator, root
 from edgekit.machine import cpu_flags, cpu_name, int8_saturates
 
 CORE = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "safetensors", "constriction", "pillow")
@@ -41,6 +42,7 @@ def examine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in CORE},
         "extras": {name: _extra(name, *where) for name, where in EXTRAS.items()},
         "gpu": cuda.missing() is None,
+        "lab": {"x86_64": emulator.missing("x86_64") or "ready", "aarch64": root.state()},
     }
 
 

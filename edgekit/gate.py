@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekit.devices.cpus import cpus
 from edgekit.errors import unknown
 from edgekit.metrics.resample import unpacked
 from edgekit.vocabulary import METRICS
@@ -33,8 +34,9 @@ RESAMPLES = 1000
 class Gate:
     """One limit on one metric of the files that `target`, `precision`, `device` and `cpu` name, all of them globs.
 
-    None means every file that was measured; `cpu` may name several. `test` is "significant" for times and energy, which
-    vary from run to run, and "point" for other metrics.
+    None means every file that was measured here. `cpu` may name several; a processor of the lab
+    (`edgekit.devices.cpus`) is judged by what the file answered there, and has to have been run. `test` is
+    "significant" for times and energy, which vary from run to run, and "point" for other metrics.
     """
 
     max: float | None = None
@@ -64,15 +66,30 @@ class Gate:
         """Whether it asks the baseline."""
         return self.max_drop is not None or self.max_ratio is not None
 
+    @property
+    def cpus(self) -> tuple[str, ...]:
+        """The processors that are named."""
+        return (self.cpu,) if isinstance(self.cpu, str) else self.cpu or ()
+
     def names(self, row: Row) -> bool:
-        """Whether the gate is about the file of this row."""
-        cpus = (self.cpu,) if isinstance(self.cpu, str) else self.cpu
+        """Whether the gate is about the file of this row; what was emulated has to be named."""
         return (
             _matches(self.target, row["target"])
             and _matches(self.precision, row["precision"])
             and _matches(self.device, _device(row))
-            and (cpus is None or any(_matches(cpu, row.get("cpu", "")) for cpu in cpus))
+            and (any(_matches(cpu, row.get("cpu", "")) for cpu in self.cpus) if self.cpus else not row.get("emulated"))
         )
+
+    def not_run(self, rows: Sequence[Row]) -> list[str]:
+        """The lab's processors that it names and none of the rows is of."""
+        return [cpu for cpu in self.cpus if cpu in cpus() and not any(row.get("cpu") == cpu for row in rows)]
+
+
+def _called(row: Row) -> str:
+    """A row's file, and where it was measured if not here."""
+    if row.get("emulated"):
+        return f"{row['file']} as {row['cpu']}"
+    return f"{row['file']} on {row['device']}" if "device" in row else str(row["file"])
 
 
 def _device(row: Row) -> str:
@@ -122,14 +139,16 @@ def judge(
     for metric, wanted in gates.items():
         for gate in wanted:
             chosen = [row for row in rows if gate.names(row)]
-            if not chosen:
+            reasons = [f"not run on {cpu}: edgekit lab run BUNDLE --cpu {cpu}" for cpu in gate.not_run(chosen)]
+            if not chosen and not reasons:
                 devices = ", ".join(dict.fromkeys(map(_device, rows))) or "no device"
-                reason = f"no file of that target, precision, device and processor was measured; devices: {devices}"
+                reasons = [f"no file of that target, precision, device and processor was measured; devices: {devices}"]
+            for reason in reasons:
                 verdicts += [
                     Verdict(metric, "-", rule, limit, "fail", reason=reason) for rule, limit in gate.limits.items()
                 ]
             for row in chosen:
-                against = baseline(row) if gate.compares else None
+                against = _on_its_samples(baseline(row), row) if gate.compares else None
                 for rule, limit in gate.limits.items():
                     timed = against if (metric, rule) == ("latency_ms", "max_ratio") else None
                     known = beside(row, timed, limit) if timed else row
@@ -137,9 +156,20 @@ def judge(
     return verdicts
 
 
+def _on_its_samples(baseline: Row | None, row: Row) -> Row | None:
+    """The baseline on the samples that a row of the lab was scored on, where it is known what it got right."""
+    if baseline is None or "scored" not in row or baseline.get("other_samples"):
+        return baseline
+    others = {key: value for key, value in baseline.items() if key not in METRICS or not METRICS[key].accuracy}
+    if not baseline.get("correct"):
+        return others
+    correct = "".join(baseline["correct"][place] for place in row["scored"])
+    return {**others, "correct": correct, "top1": 100 * correct.count("1") / len(correct)}
+
+
 def _judge(metric: str, gate: Gate, rule: str, row: Row, baseline: Row | None) -> Verdict:
     limit = gate.limits[rule]
-    file = f"{row['file']} on {row['device']}" if "device" in row else row["file"]
+    file = _called(row)
 
     def failed(reason: str) -> Verdict:
         return Verdict(metric, file, rule, limit, "fail", reason=reason)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit import bundle as bundles
-from edgekit import profile, report
+from edgekit import isa, profile, report
 from edgekit import recipe as recipes
 from edgekit.bundle import GOLDEN, GRAPH, MANIFEST, WEIGHTS, Bundle
 from edgekit.context import PassContext, Track, no_progress
@@ -313,10 +313,16 @@ def _rewrite(job: Job, step: Step, model: onnx.ModelProto, wanted: Target, cost:
         **close,
         "parity_db": sqnr_db(*(runtime.load(serialise(one)).run(probe) for one in (model, result))),
         "int8_convs": runtime.int8_convs(path),
+        **_isa(path, wanted),
     }
     if step.run.precision == "int8" and row["int8_convs"] == 0:
         raise NothingChanged(f"{step.name}: no convolution runs as int8 in {wanted.engine}")
     return row
+
+
+def _isa(path: Path, wanted: Target) -> dict[str, int]:
+    """Whether a file of ONNX Runtime's answers the same on x86 without VNNI: 1 or 0, for gates."""
+    return {"isa_safe": int(isa.is_safe(path))} if wanted.engine == "onnxruntime" else {}
 
 
 def _ship(job: Job, model: onnx.ModelProto, wanted: Target, precision: str, path: Path) -> dict[str, float]:

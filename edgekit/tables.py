@@ -394,4 +394,6 @@ def show_doctor(found: dict[str, Any]) -> None:
     for name, extra in found["extras"].items():
         made.add_row(name, extra["version"] or f"not installed; {extra['get']}")
     made.add_row("gpu", "yes" if found["gpu"] else "none found")
+    for name, text in found["lab"].items():
+        made.add_row(f"lab, {name}", text)
     show(made)

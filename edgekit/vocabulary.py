@@ -93,6 +93,8 @@ METRICS = {
         Metric("energy_j", "energy", "J"),
         Metric("parity_db", "closeness to float", "dB", "more"),
         Metric("int8_convs", "int8 convolutions", "", "more"),
+        Metric("isa_safe", "int8 sums fit x86 without VNNI", "", "more"),
+        Metric("instructions", "instructions"),
     )
 }
 

@@ -36,15 +36,15 @@ LAYERS = [
     {"export", "rewrites"},
     {"bundle"},
     {"engines"},
-    {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic"},
+    {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic", "isa"},
     {"latency"},
     {"gate"},
-    {"report", "recipe", "inspection", "doctor", "catalogue", "split"},
+    {"report", "recipe", "inspection", "catalogue", "split"},
     {"baseline"},
     {"judge"},
     {"job"},
     {"run"},
-    {"bisect", "deploy", "on_device", "tables"},
+    {"bisect", "deploy", "doctor", "lab", "on_device", "tables"},
     {"cli", "__main__"},
 ]
 LONGER = {"devices/runner.py": 600}

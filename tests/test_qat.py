@@ -11,6 +11,8 @@ from onnx import numpy_helper
 
 from edgekit.context import TrainingContext
 from edgekit.errors import BadInput
+from edgekit.export import serialise
+from edgekit.isa import is_safe
 from edgekit.parity import sqnr_db
 from edgekit.quant.grid import Grid, fake_quantised
 from edgekit.quant.simulate import Quantiser, Simulated
@@ -114,9 +116,7 @@ def test_training_brings_the_file_closer_to_the_float_network(folded, images, ba
     trained = QAT(epochs=8, batch=32, lr=2e-4, optimiser="adamw", start=START)(folded, ctx)
     assert fidelity(trained) > before + 1
     assert any("of the integers moved" in line for line in lines)
-    values = {init.name: numpy_helper.to_array(init) for init in trained.graph.initializer}
-    integers = [value for name, value in values.items() if value.dtype == np.int8 and value.ndim > 1]
-    assert integers and max(np.abs(value.astype(int)).max() for value in integers) <= 64, "the target's range"
+    assert is_safe(serialise(trained)), "neighbouring weights stay within their bounds"
 
 
 def test_the_integers_in_the_file_are_those_that_were_trained(folded, images, monkeypatch):  # noqa: F811

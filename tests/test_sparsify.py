@@ -20,7 +20,7 @@ from edgekit.net import edits_from_json, edits_to_json, state_sha256
 from edgekit.parity import sqnr_db
 from edgekit.passes import VQ, Cluster, Finetune, Reconstruct, Shift, Sparsify
 from edgekit.passes.sparsify import best_of, largest
-from edgekit.quant.gptq import damped, gptq
+from edgekit.quant.gptq import damped, gptq, held
 from edgekit.rewrites import Fold, Int8
 from edgekit.schema import parse
 from edgekit.targets import target
@@ -83,7 +83,7 @@ def test_compensation_is_the_least_squares_of_the_kept_columns():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6))
     hessian, weight, kept = (x.T @ x / 200)[None], rng.standard_normal((1, 3, 6)), rng.random((1, 3, 6)) > 0.5
-    found = gptq(weight, np.ones((1, 3)), hessian, lambda values: values, sweeps=500, kept=kept)
+    found = gptq(weight, np.ones((1, 3)), hessian, lambda values: values, sweeps=500, bounds=held(kept))
     smooth = damped(hessian)[0]
     for row in range(3):
         at = kept[0, row]

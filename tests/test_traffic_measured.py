@@ -10,7 +10,7 @@ import pytest
 from edgekit.devices.boards import Cache, Caches
 from edgekit.errors import BadInput
 from edgekit.traffic import measured
-from edgekit.traffic.measured import llc_fills, measure, ncu_bytes, perf_bytes
+from edgekit.traffic.measured import events, instructions, llc_fills, measure, ncu_bytes, perf_bytes
 from tests.onnx_models import array, one
 from tests.test_traffic import saved
 
@@ -38,6 +38,7 @@ def file(tmp_path):
 
 
 def test_what_the_programs_print():
+    assert events(CACHEGRIND)["Ir"] == 1000
     assert llc_fills(CACHEGRIND, 64) == {"instructions": 3 * 64, "reads": 7 * 64, "writes": 11 * 64}
     assert perf_bytes(PERF) == {"reads": 11 * 2**20, "writes": 2 * 2**20}
     assert ncu_bytes(NCU) == {"reads": 1056, "writes": 96}
@@ -98,6 +99,12 @@ def test_a_gpu_that_onnx_runtime_cannot_start_is_not_replaced_by_the_processor(f
     assert measured._run(["env"], file, 1) == ""
 
 
+def test_instructions_need_valgrind(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="instructions: valgrind is not installed; get it by `apt install valgrind`"):
+        instructions(file)
+
+
 def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/perf")
     monkeypatch.setattr(measured, "CONTROLLERS", tmp_path)
@@ -146,3 +153,14 @@ def test_cachegrind_around_the_runtime(tmp_path):
     model = one("Conv", array(64, 1, 3, 3), shape=(64, 112, 112), kernel_shape=[3, 3], pads=[1] * 4, group=64)
     found = measure(saved(tmp_path / "conv.onnx", model), "cachegrind", Caches(Cache(2**19)))
     assert found.parts["reads"] + found.parts["writes"] > 2 * 64 * 112 * 112 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
+def test_instructions_are_the_same_in_every_run(tmp_path):
+    """Twice the channels take about twice the instructions, and no run differs from another."""
+    counts = []
+    for channels in (32, 64, 64):
+        model = one("Relu", shape=(channels, 112, 112))
+        counts.append(instructions(saved(tmp_path / "relu.onnx", model)))
+    assert counts[1] == counts[2] and 1.8 < counts[1] / counts[0] < 2.2

@@ -11,6 +11,7 @@ import click
 
 from edgekit import __version__
 from edgekit.cli.devices import device, evaluate
+from edgekit.cli.lab import lab
 from edgekit.cli.options import (
     PATH,
     batch_option,
@@ -366,5 +367,5 @@ def doctor(as_json: bool) -> None:
     emit(found) if as_json else tables.show_doctor(found)
 
 
-for command in (compare, device, evaluate, split, traffic):
+for command in (compare, device, evaluate, lab, split, traffic):
     main.add_command(command)

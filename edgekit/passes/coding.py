@@ -26,7 +26,7 @@ from edgekit.masked import kept_of
 from edgekit.net import Net
 from edgekit.passes.reconstruct.walk import Layer, Walk
 from edgekit.passes.reconstruct.windows import WIDEST, columns_of, layer_moments
-from edgekit.quant.gptq import DAMP, Nearest, gptq
+from edgekit.quant.gptq import DAMP, Nearest, gptq, held
 
 HIGHEST = 64
 """Most steps of a weight: int8 kernels without VNNI take no more (see `quant/targets.py`)."""
@@ -58,7 +58,7 @@ class Target:
     def rounded(self, scale: np.ndarray, nearest: Nearest) -> np.ndarray:
         """Levels (G, O, K) on scales (G, O)."""
         if self.hessian is not None:
-            return gptq(self.weight, scale, self.hessian, nearest, DAMP * self.scarcity, kept=self.kept)
+            return gptq(self.weight, scale, self.hessian, nearest, DAMP * self.scarcity, bounds=held(self.kept))
         levels = nearest(self.weight / scale[..., None])
         return levels if self.kept is None else levels * self.kept
 

@@ -11,8 +11,8 @@ descent on the same quadratic (Behdin et al. 2023, QuantEase, arXiv 2309.01885),
 
     q_j ← round( (W*_j + sum_{k≠j} (W*_k − Ŵ_k) H_kj / H_jj) / s )
 
-Weights that are held at 0 round to that, and the others make up for it as for any error (Frantar and Alistarh 2023,
-SparseGPT, arXiv 2301.00774).
+Weights that are held at 0, or within bounds of their own, round to what is there, and the others make up for it as for
+any error (Frantar and Alistarh 2023, SparseGPT, arXiv 2301.00774).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import numpy as np
 
 Nearest = Callable[[np.ndarray], np.ndarray]
 """Rounding: the nearest level to each of some values in steps."""
+FREE = np.array([-np.inf, np.inf], np.float32).reshape(2, 1, 1, 1)
+"""Bounds that bind nothing."""
 DAMP = 0.01
 TRUST = 0.5
 """λ of the target: so many images say only so much about how errors of inputs go together; less fits their noise."""
@@ -66,6 +68,11 @@ def to_integers(high: int) -> Nearest:
     return lambda values: np.clip(np.rint(values), -high, high)
 
 
+def held(kept: np.ndarray | None) -> np.ndarray:
+    """Bounds (2, G, O, K) that hold every weight at 0 that is not kept (G, O, K); None keeps all."""
+    return FREE if kept is None else np.where(kept, FREE, np.float32(0))
+
+
 def to_book(book: np.ndarray) -> Nearest:
     """Rounding to the nearest of ascending levels."""
     middle = (book[1:] + book[:-1]) / 2
@@ -79,25 +86,25 @@ def gptq(
     nearest: Nearest,
     damp: float = DAMP,
     sweeps: int = 2,
-    kept: np.ndarray | None = None,
+    bounds: np.ndarray = FREE,
 ) -> np.ndarray:
     """Levels (G, O, K) for weights (G, O, K) on scales (G, O); no row is worse than rounding each weight alone.
 
     Args:
-        kept: (G, O, K), which weights are not held at 0; all are without it.
+        bounds: (2, G, O, K), the least and the greatest level of each weight.
     """
-    kept = np.ones(weight.shape, bool) if kept is None else kept
+    bounds = np.broadcast_to(bounds, (2, *weight.shape))
     smooth = damped(hessian, damp)
     order = np.argsort(-np.diagonal(smooth, axis1=1, axis2=2), axis=1, kind="stable")  # (G, K)
-    sorted_weight, sorted_kept = (np.take_along_axis(array, order[:, None], axis=2) for array in (weight, kept))
+    sorted_weight, low, high = (np.take_along_axis(array, order[:, None], axis=2) for array in (weight, *bounds))
     sorted_hessian = np.take_along_axis(np.take_along_axis(smooth, order[:, :, None], 1), order[:, None], 2)
-    found = _columns(sorted_weight, scale, _factor(sorted_hessian), nearest, sorted_kept)
+    found = _columns(sorted_weight, scale, _factor(sorted_hessian), nearest, np.stack([low, high]))
     result = np.empty_like(found)
     np.put_along_axis(result, order[:, None], found, axis=2)
     step = scale[..., None]
-    alone = nearest(weight / step) * kept
+    alone = np.clip(nearest(weight / step), *bounds)
     better = quadratic(result * step, weight, smooth) < quadratic(alone * step, weight, smooth)
-    return descend(np.where(better[..., None], result, alone), weight, scale, smooth, nearest, sweeps, kept)
+    return descend(np.where(better[..., None], result, alone), weight, scale, smooth, nearest, sweeps, bounds)
 
 
 def _factor(hessian: np.ndarray) -> np.ndarray:
@@ -106,7 +113,7 @@ def _factor(hessian: np.ndarray) -> np.ndarray:
 
 
 def _columns(
-    weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, nearest: Nearest, kept: np.ndarray
+    weight: np.ndarray, scale: np.ndarray, factor: np.ndarray, nearest: Nearest, bounds: np.ndarray
 ) -> np.ndarray:
     """GPTQ's loop, in blocks so that most of the work is matrix products."""
     left, scale = (
@@ -119,7 +126,7 @@ def _columns(
         end = min(start + BLOCK, size)
         errors = np.empty((*weight.shape[:2], end - start), np.float32)
         for j in range(start, end):
-            result[:, :, j] = nearest(left[:, :, j] / scale) * kept[:, :, j]
+            result[:, :, j] = np.clip(nearest(left[:, :, j] / scale), *bounds[..., j])
             errors[:, :, j - start] = (left[:, :, j] - result[:, :, j] * scale) / factor[:, None, j, j]
             left[:, :, j:end] -= errors[:, :, j - start, None] * factor[:, None, j, j:end]
         left[:, :, end:] -= errors @ factor[:, start:end, end:]
@@ -133,17 +140,17 @@ def descend(
     hessian: np.ndarray,
     nearest: Nearest,
     sweeps: int,
-    kept: np.ndarray | bool = True,
+    bounds: np.ndarray = FREE,
 ) -> np.ndarray:
     """Coordinate descent from given levels; stops when a sweep changes nothing."""
-    kept = np.broadcast_to(kept, levels.shape)
+    bounds = np.broadcast_to(bounds, (2, *levels.shape))
     gradient = ((weight - levels * scale[..., None]) @ hessian).astype(np.float32)  # (G, O, K)
     levels, scale, hessian = (array.astype(np.float32) for array in (levels, scale, hessian))
     for _ in range(sweeps):
         before = levels.copy()
         for j in range(weight.shape[2]):
             step = gradient[:, :, j] / (hessian[:, None, j, j] * scale)
-            moved = nearest(levels[:, :, j] + step) * kept[:, :, j]
+            moved = np.clip(nearest(levels[:, :, j] + step), *bounds[..., j])
             change = (moved - levels[:, :, j]) * scale
             if change.any():
                 gradient -= change[..., None] * hessian[:, None, j]

@@ -43,14 +43,19 @@ class Quantiser(nn.Module):
 
     Args:
         scale: float (1,), or (C,) for the first axis of the tensor.
+        limits: low and high, for all values or for each.
         count: values that one scale is for, N.
     """
 
-    def __init__(self, scale: torch.Tensor, zero_point: int, limits: tuple[int, int], count: int) -> None:
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def __init__(self, scale: torch.Tensor, zero_point: int, limits: Any, count: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(scale)
-        self.low, self.high = limits[0] - zero_point, limits[1] - zero_point
-        self.damp = 1 / math.sqrt(max(1, count) * max(1, self.high))
+        for name, limit in zip(("low", "high"), limits):
+            self.register_buffer(name, torch.as_tensor(limit, dtype=torch.float32) - zero_point, persistent=False)
+        self.damp = 1 / math.sqrt(max(1, count) * max(1.0, float(self.high.mean())))
 
     @property
     def step(self) -> torch.Tensor:
@@ -112,7 +117,7 @@ class Simulated:
                 layer.bias.copy_(torch.from_numpy(np.asarray(fitted.bias, np.float32)))
         if fitted.bias is not None and layer.bias is None:
             layer.bias = nn.Parameter(torch.from_numpy(np.asarray(fitted.bias, np.float32)))
-        limits = (-self.wanted.weight_max, self.wanted.weight_max)
+        limits = [torch.from_numpy(self._torch_order(name, ends)) for ends in fitted.bounds]
         quantiser = Quantiser(scale, 0, limits, weight.numel() // len(scale))
         for form in (quantiser, held):
             parametrize.register_parametrization(layer, "weight", form)
@@ -172,4 +177,4 @@ class Simulated:
         matrix = integers.reshape(layer_matrix(node, old.integers).shape)
         stored = layer_weight(node, matrix, old.integers.shape)
         bias = None if layer.bias is None else layer.bias.detach().double().numpy()
-        return FittedLayer(np.ascontiguousarray(stored), scale.numpy().copy(), bias, old.raised)
+        return FittedLayer(np.ascontiguousarray(stored), old.bounds, scale.numpy().copy(), bias, old.raised)

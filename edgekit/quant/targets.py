@@ -1,9 +1,8 @@
 """What each target wants of an int8 file, and whether a file obeys.
 
 Sources: ONNX Runtime's QDQ transformer fuses uint8 asymmetric activations with int8 weights per channel and an int32
-bias; its AVX2 kernels add pairs of products in saturating int16, where 255 · (|w1| + |w2|) < 2^15 needs weights within
-±64. TensorRT takes symmetric int8 only, the bias in float, and fuses Conv + Add where the *other* input of Add is
-quantised.
+bias; its AVX2 kernels add pairs of products in saturating int16 (see `edgekit.quant.pairs`). TensorRT takes symmetric
+int8 only, the bias in float, and fuses Conv + Add where the *other* input of Add is quantised.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import numpy as np
 
 from edgekit.errors import unknown
 from edgekit.onnx_codes import DECODE
-from edgekit.quant.graph import LAYERS, Graph, residual_input
+from edgekit.quant.graph import LAYERS, Graph, layer_matrix, residual_input
+from edgekit.quant.pairs import MOST, layer_pairs, one_sign_sums
 
 if TYPE_CHECKING:
     import onnx
@@ -28,6 +28,7 @@ class Scheme:
     Attributes:
         symmetric: activations are int8 with zero point 0; else uint8 with any zero point.
         weight_max: int8 weights lie within ±weight_max.
+        paired: so do sums of neighbouring weights of one sign, as `edgekit.quant.pairs` says.
         int8_ops: operators whose inputs and outputs carry Q/DQ. Layers alone where `residual_only` is set.
         residual_only: of an Add only the input that is not fused with a convolution carries Q/DQ.
         float_bias: the bias stays float; else it is int32 on the scale s_x · s_w.
@@ -37,10 +38,16 @@ class Scheme:
     name: str
     symmetric: bool
     weight_max: int
+    paired: bool
     int8_ops: frozenset[str]
     residual_only: bool
     float_bias: bool
     channel_multiple: int
+
+    @property
+    def alone_max(self) -> int:
+        """Within ± of which int8 weights are right whatever their neighbours."""
+        return MOST // 2 if self.paired else self.weight_max
 
     @property
     def activation_type(self) -> type[np.generic]:
@@ -56,11 +63,13 @@ _RUNTIME = frozenset(
     "Unsqueeze Transpose".split()
 )
 SCHEMES = {
-    "onnxruntime": Scheme("onnxruntime", False, 64, _RUNTIME, False, False, 4),
-    "onnxruntime-vnni": Scheme("onnxruntime-vnni", False, 127, _RUNTIME, False, False, 4),
-    "openvino": Scheme("openvino", False, 64, _RUNTIME, False, False, 4),  # its kernels without VNNI saturate as well
-    "tensorrt": Scheme("tensorrt", True, 127, LAYERS, True, True, 32),
-    "tensorrt-rtx": Scheme("tensorrt-rtx", True, 127, LAYERS, True, True, 32),
+    "onnxruntime": Scheme("onnxruntime", False, 127, True, _RUNTIME, False, False, 4),
+    "onnxruntime-vnni": Scheme("onnxruntime-vnni", False, 127, False, _RUNTIME, False, False, 4),
+    "openvino": Scheme(
+        "openvino", False, 64, False, _RUNTIME, False, False, 4
+    ),  # its kernels without VNNI saturate as well
+    "tensorrt": Scheme("tensorrt", True, 127, False, LAYERS, True, True, 32),
+    "tensorrt-rtx": Scheme("tensorrt-rtx", True, 127, False, LAYERS, True, True, 32),
 }
 
 
@@ -111,6 +120,8 @@ def _layer_faults(graph: Graph, node: onnx.NodeProto, wanted: Scheme) -> list[st
     if len(node.input) > 2 and _dequantised(graph, node.input[2]) == wanted.float_bias:
         form = "float" if wanted.float_bias else "int32 with DequantizeLinear"
         faults.append(f"{node.name}: {wanted.name} wants the bias {form}")
+    if wanted.paired:
+        faults += _pair_sum_faults(graph, node)
     readers = graph.readers.get(node.output[0], [])
     to_float = node.op_type == "Conv" and not any(reader.op_type == "QuantizeLinear" for reader in readers)
     if not wanted.residual_only and to_float:
@@ -118,13 +129,24 @@ def _layer_faults(graph: Graph, node: onnx.NodeProto, wanted: Scheme) -> list[st
     return faults
 
 
+def _pair_sum_faults(graph: Graph, node: onnx.NodeProto) -> list[str]:
+    reader = graph.producer.get(node.input[1])
+    values = graph.constants.get(reader.input[0]) if reader is not None else None
+    if values is None:
+        return []  # decoded weights fit alone, see `_pair_faults`
+    matrix = layer_matrix(node, values)
+    worst = one_sign_sums(matrix, layer_pairs(node, values.shape, matrix.shape[2])).max(initial=0)
+    return [f"{node.name}: neighbouring weights add up to {worst}, beyond {MOST}"] if worst > MOST else []
+
+
 def _pair_faults(graph: Graph, node: onnx.NodeProto, wanted: Scheme) -> list[str]:
     """Types, zero points and weight ranges of one QuantizeLinear or DequantizeLinear."""
     zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
     values = _weights(graph, node.input[0])
     if node.op_type == "DequantizeLinear" and values is not None:
-        if values.dtype == np.int8 and np.abs(values.astype(np.int16)).max(initial=0) > wanted.weight_max:
-            return [f"{node.name}: weights reach {np.abs(values.astype(np.int16)).max()}, beyond ±{wanted.weight_max}"]
+        most = wanted.alone_max if DECODE in node.input[0] else wanted.weight_max
+        if values.dtype == np.int8 and (top := np.abs(values.astype(np.int16)).max(initial=0)) > most:
+            return [f"{node.name}: weights reach {top}, beyond ±{most}"]
         return [f"{node.name}: weights have a zero point"] if zero is not None and zero.any() else []
     if zero is None or zero.dtype != wanted.activation_type:
         kind = np.dtype(wanted.activation_type).name

@@ -19,6 +19,7 @@ from edgekit.quant.gptq import DAMP, TRUST, gptq, least_squares_target, scarcity
 from edgekit.quant.graph import Graph, Plan, channel_axis, layer_matrix, layer_weight
 from edgekit.quant.grid import Grid, bias_floor, fake_quantised, max_scales, mse_scales, rounded
 from edgekit.quant.inputs import sampled_rows
+from edgekit.quant.pairs import MOST, best_scales, layer_pairs, pair_bounds
 from edgekit.quant.session import NodeRunner
 
 if TYPE_CHECKING:
@@ -27,14 +28,21 @@ if TYPE_CHECKING:
 ROW_VALUES = 12_000_000
 """Most numbers of a layer's sampled inputs that are held at once."""
 MOST_ROWS = 24576
+NO_PAIRS = np.empty((0, 2), np.int64)
 Batches = list[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """How weights are found: the fields of the rewrite that concern them."""
+    """How weights are found: the fields of the rewrite that concern them.
+
+    Attributes:
+        high: integers lie within ±high.
+        paired: those that the kernels add in 16 bits lie within the bounds of `edgekit.quant.pairs`, too.
+    """
 
     high: int
+    paired: bool
     scale: Literal["max", "mse"]
     reconstruct: Literal["none", "gptq"]
     bias_correction: bool
@@ -43,9 +51,13 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class FittedLayer:
-    """A quantised layer: integers of the weight's shape, scales (C_out,), and the float bias, None without one."""
+    """A quantised layer: integers of the weight's shape, scales (C_out,), and the float bias, None without one.
+
+    `bounds` (2, *shape): the least and the greatest integer that each may be.
+    """
 
     integers: np.ndarray
+    bounds: np.ndarray
     scales: np.ndarray
     bias: np.ndarray | None
     raised: tuple[int, ...]
@@ -146,29 +158,34 @@ class Walk:
             hessian, cross, rows = self._moments(node, shape, floats, quants)
             few = scarcity(rows, target.shape[2])
             target = least_squares_target(target, hessian, cross, TRUST * few)
-        scales = self._scales(target * kept, hessian)
+        pairs = layer_pairs(node, shape, target.shape[2]) if self.weights.paired else NO_PAIRS
+        scales = self._scales(target * kept, hessian, pairs)
         bias = self._bias(node, target.shape[0] * target.shape[1])
         floor = self._floor(node, bias, scales.size).reshape(scales.shape)
         raised = np.flatnonzero(floor > scales)
         scales = np.maximum(scales, floor).astype(np.float32).astype(np.float64)
+        high = self.weights.high
+        bounds = pair_bounds(target / scales[..., None], pairs).clip(-high, high) * kept
         if hessian is None:
-            integers = rounded(target, scales, self.weights.high)
+            integers = np.clip(rounded(target, scales, high), *bounds)
         else:
-            integers = gptq(target, scales, hessian, to_integers(self.weights.high), DAMP * few, kept=kept)
-        stored = layer_weight(node, integers.astype(np.int8), shape)
-        return FittedLayer(stored, scales.ravel().astype(np.float32), bias, tuple(raised.tolist()))
+            integers = gptq(target, scales, hessian, to_integers(high), DAMP * few, bounds=bounds)
+        stored, *ends = (layer_weight(node, array.astype(np.int8), shape) for array in (integers, *bounds))
+        return FittedLayer(stored, np.stack(ends), scales.ravel().astype(np.float32), bias, tuple(raised.tolist()))
 
     def _decoded(self, node: onnx.NodeProto) -> FittedLayer | None:
         """The layer with the codes that its weight has; None where it has none or they do not fit the target."""
         form = self.coded.get(node.input[1])
-        form = form.in_int8(self.weights.high) if form is not None and channel_axis(node) == 0 else None
+        high = MOST // 2 if self.weights.paired else self.weights.high
+        form = form.in_int8(high) if form is not None and channel_axis(node) == 0 else None
         if form is None or form.factor is None:
             return None
         bias = self._bias(node, form.shape[0])
         if (self._floor(node, bias, form.shape[0]) > form.factor).any():
             return None
         integers = form.table[form.codes].reshape(form.shape)
-        return FittedLayer(integers, form.factor, bias, (), coded=form)
+        bounds = np.stack([np.full(form.shape, end, np.int8) for end in (-high, high)])
+        return FittedLayer(integers, bounds, form.factor, bias, (), coded=form)
 
     def _floor(self, node: onnx.NodeProto, bias: np.ndarray | None, channels: int) -> np.ndarray:
         """The least scale of each channel's weights (C_out,)."""
@@ -176,11 +193,14 @@ class Walk:
             return np.zeros(channels)
         return bias_floor(bias, self.grids[node.input[0]].scale[0])
 
-    def _scales(self, target: np.ndarray, hessian: np.ndarray | None) -> np.ndarray:
-        if self.weights.scale == "max":
-            return max_scales(target, self.weights.high)
+    def _scales(self, target: np.ndarray, hessian: np.ndarray | None, pairs: np.ndarray) -> np.ndarray:
+        """The scale of each channel (G, O); where pairs are bounded, that on which the layer's output loses least."""
         importance = None if hessian is None else np.diagonal(hessian, axis1=1, axis2=2)[:, None]
-        return mse_scales(target, self.weights.high, importance)
+
+        def of(high: int) -> np.ndarray:
+            return max_scales(target, high) if self.weights.scale == "max" else mse_scales(target, high, importance)
+
+        return best_scales(target, hessian, pairs, of) if len(pairs) else of(self.weights.high)
 
     def _bias(self, node: onnx.NodeProto, channels: int) -> np.ndarray | None:
         if len(node.input) > 2 and node.input[2]:

@@ -5,7 +5,7 @@ from edgekit.report.documents import document, junit, verdicts_json
 from edgekit.report.entries import bundle_entries, comparison_entry, names
 from edgekit.report.page import write_page, write_reports
 from edgekit.report.plots import write_plots
-from edgekit.report.rows import METRICS, base_row, device_rows, judged, newest_verdicts, rows, shipped, task
+from edgekit.report.rows import METRICS, base_row, device_rows, emulated, judged, newest_verdicts, rows, shipped, task
 from edgekit.report.text import (
     SIZES,
     cells,
@@ -34,6 +34,7 @@ __all__ = [
     "comparison_entry",
     "device_rows",
     "document",
+    "emulated",
     "judged",
     "junit",
     "markdown",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgekit.bundle import Bundle
+from edgekit.devices.cpus import NATIVE
 from edgekit.gate import Verdict
 
 # The metric of each task that the table shows, and its title.
@@ -24,10 +25,12 @@ def rows(bundle: Bundle) -> list[dict[str, Any]]:
     Bits a weight are 8 × packed bytes over the weights of the uncompressed network.
     """
     profile = bundle.latest("profile") or {"rows": [], "machine": bundle.manifest.get("runs", {}).get("machine", {})}
+    counted = {row["file"]: row for row in (bundle.latest("instructions") or {"rows": []})["rows"]}
     return [
-        {**step, **step["metrics"], **_timing(bundle, step["file"], profile), **_bits(bundle, step)}
+        {**step, **step["metrics"], **counted.get(step["file"], {}), **_timing(bundle, step["file"], profile),
+         **_bits(bundle, step)}
         for step in bundle.manifest["steps"]
-    ]
+    ]  # fmt: skip
 
 
 def device_rows(bundle: Bundle) -> list[dict[str, Any]]:
@@ -63,13 +66,24 @@ def shipped(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def judged(bundle: Bundle) -> list[dict[str, Any]]:
-    """The rows of the files that ship, here and on every device that they were measured on."""
-    return _of_models(bundle, [*rows(bundle), *device_rows(bundle)])
+    """The rows of the files that ship, here, on every device that they were measured on, and as every processor."""
+    return [*_of_models(bundle, [*rows(bundle), *device_rows(bundle)]), *emulated(bundle)]
 
 
 def _of_models(bundle: Bundle, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = {path.name for path in bundle.models}
     return [row for row in found if row["file"] in names]
+
+
+def emulated(bundle: Bundle) -> list[dict[str, Any]]:
+    """A row for each shipped file and processor of the newest run in the lab: what the file answered there."""
+    rows = {row["file"]: row for row in shipped(bundle)}
+    found = []
+    for there in (bundle.latest("lab") or {"rows": []})["rows"]:
+        if there["cpu"] != NATIVE and (here := rows.get(there["file"])):
+            named = {key: here[key] for key in ("file", "target", "precision", "sha256")}
+            found.append({**named, **there["metrics"], **there, "emulated": True})
+    return found
 
 
 def base_row(bundle: Bundle) -> dict[str, Any]:

@@ -98,6 +98,8 @@ class Int8:
         equalise: scale channels between layers so that they share a range well.
         absorb: move the constant part of channels that are always positive behind the next layer.
         weight_scale: the scale of a weight's channel by its largest value, or by the least squared error.
+        pairs: where kernels add two products in 16 bits, what may not be too large is the sum of two neighbouring
+            weights, each channel on the scale that costs its output least; else every weight is within half the range.
         reconstruct: round weights to nearest, or for the closest output of each layer.
         bias_correction: remove the shift of each layer's mean.
         fit_images: how many of the images the last two work on.
@@ -111,6 +113,7 @@ class Int8:
     equalise: bool = False
     absorb: bool = False
     weight_scale: Literal["max", "mse"] = "max"
+    pairs: bool = True
     reconstruct: Literal["none", "gptq"] = "gptq"
     bias_correction: bool = True
     fit_images: Annotated[int, Gt(0)] = 64
@@ -211,9 +214,11 @@ class Int8:
         images = min(self.images, self.fit_images) if needs_images else 0
         size = batch_size(model)
         batches = list(whole(ctx.calibration(images, size), size)) if images else []
+        paired = wanted.paired and self.pairs
         weights = Weights(
-            wanted.weight_max, self.weight_scale, self.reconstruct, self.bias_correction, not wanted.float_bias
-        )
+            wanted.weight_max if paired else wanted.alone_max, paired,
+            self.weight_scale, self.reconstruct, self.bias_correction, not wanted.float_bias,
+        )  # fmt: skip
         walk = Walk(model, Graph(model), planned, grids, wanted.activation_range, weights, ctx.seed, coded)
         layers = walk.run(batches, ctx.track)
         _log_layers(layers, self, images, ctx, coded)

@@ -103,16 +103,34 @@ def _no_valgrind() -> str | None:
 
 
 def _cachegrind(path: Path, caches: Caches) -> tuple[Parts, Parts]:
-    """Of a process and of its copy that ended after N runs: start-up takes most of the time and is paid once."""
-    with tempfile.TemporaryDirectory() as folder:
-        levels = {"I1": caches.l1i, "D1": caches.l1d, "LL": caches.llc}
-        sizes = [f"--{level}={_geometry(level, cache)}" for level, cache in levels.items()]
-        out = f"--cachegrind-out-file={folder}/%p"
-        command = ["valgrind", "-q", "--tool=cachegrind", "--cache-sim=yes", out, *sizes]
-        _run(command, path, RUNS[0], RUNS[1] - RUNS[0])
-        found = [llc_fills(file.read_text(), caches.llc.line_bytes) for file in Path(folder).iterdir()]
+    levels = {"I1": caches.l1i, "D1": caches.l1d, "LL": caches.llc}
+    sizes = [f"--{level}={_geometry(level, cache)}" for level, cache in levels.items()]
+    found = [llc_fills(text, caches.llc.line_bytes) for text in _simulated(path, "--cache-sim=yes", *sizes)]
     few, many = sorted(found, key=lambda parts: sum(parts.values()))
     return few, many
+
+
+def _simulated(path: Path, *options: str) -> list[str]:
+    """What cachegrind wrote of a process and of its copy that ended after N runs: start-up takes most of the time and
+    is paid once."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["valgrind", "-q", "--tool=cachegrind", f"--cachegrind-out-file={folder}/%p", *options]
+        _run(command, path, RUNS[0], RUNS[1] - RUNS[0])
+        return [file.read_text() for file in Path(folder).iterdir()]
+
+
+def instructions(path: Path) -> int:
+    """How many instructions one inference of a file takes in ONNX Runtime, one thread, batch 1: the same number in each
+    run, whatever else the machine does. Valgrind shows programs AVX2 and no more, so it is that of the AVX2 kernels.
+
+    Raises:
+        BadInput: ONNX Runtime cannot load the file, or valgrind is missing.
+    """
+    if (reason := _no_valgrind()) is not None:
+        raise BadInput(f"instructions: {reason}")
+    engine("onnxruntime").load(path, threads=1)
+    few, many = sorted(events(text)["Ir"] for text in _simulated(path, "--cache-sim=no"))
+    return (many - few) // (RUNS[1] - RUNS[0])
 
 
 def _geometry(level: str, cache: Cache) -> str:
@@ -131,10 +149,15 @@ def _nearest(cache: Cache) -> int:
     return way << max(0, (cache.size_bytes // way).bit_length() - 1)
 
 
+def events(text: str) -> dict[str, int]:
+    """The totals of what cachegrind wrote, by the names of its events."""
+    lines = dict(line.split(": ", 1) for line in text.splitlines() if line.startswith(("events: ", "summary: ")))
+    return dict(zip(lines["events"].split(), map(int, lines["summary"].split())))
+
+
 def llc_fills(text: str, line_bytes: int) -> Parts:
     """Bytes filled into the last-level cache, from what cachegrind wrote."""
-    lines = dict(line.split(": ", 1) for line in text.splitlines() if line.startswith(("events: ", "summary: ")))
-    counts = dict(zip(lines["events"].split(), map(int, lines["summary"].split())))
+    counts = events(text)
     names = {"instructions": "ILmr", "reads": "DLmr", "writes": "DLmw"}
     return {part: counts[event] * line_bytes for part, event in names.items()}
 

@@ -13,7 +13,7 @@ peer without one is left out, and the JSON says so. Parts:
 - simulation: the quantised network in PyTorch against its file in ONNX Runtime.
 - memory: the peak of a process that calibrates 100 images, and of one that calibrates 1,000.
 
-Files with weights within ±64 are scored as they run, optimisations on. Full-range files are too where the processor has
+Files that saturate nowhere are scored as they run, optimisations on. Full-range files are too where the processor has
 VNNI; without it the kernels of x86 saturate, and they are scored with optimisations off, which computes Q/DQ in float
 and shows what the numbers in the file are worth, not what a kernel makes of them. So is TensorRT's form, always, as
 ONNX Runtime is not its runtime. Each row says which it was.
@@ -43,8 +43,8 @@ from int8_files import (
     OURS,
     PEERS,
     PICTURES,
+    SAFE,
     SEED,
-    WITHIN_64,
     WORK,
     PeerFailed,
     calibrate_on,
@@ -171,7 +171,7 @@ def scored(network: str, file: str, fold: int, pythons: dict[str, str]) -> dict[
 
 def runs_natively(file: str) -> bool:
     """Whether a file is scored as ONNX Runtime runs it here."""
-    return file in ("fp32", *WITHIN_64) or (file != "tensorrt" and not int8_saturates())
+    return file in ("fp32", *SAFE) or (file != "tensorrt" and not int8_saturates())
 
 
 def form(content: bytes, file: str) -> dict[str, Any]:

@@ -50,8 +50,8 @@ OURS = {
 ONCE = ("ort_entropy", "data_free")
 """Measured in the first fold alone: the one is MinMax's file again, the other is the same in all of them."""
 PEERS = tuple(int8_peer.SETTINGS)
-WITHIN_64 = ("portable", "fast", "data_free", "ort_portable")
-"""Files whose weights lie within ±64, so that no processor's kernels saturate."""
+SAFE = ("portable", "fast", "data_free", "ort_portable")
+"""Files whose weights are such that no processor's kernels saturate."""
 
 
 @dataclasses.dataclass

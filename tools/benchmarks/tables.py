@@ -382,6 +382,41 @@ PRUNE_POINTS = {
     "ce": "one epoch, labels",
     "kd": "one epoch, distilled",
 }
+LAB_FILES = {
+    "portable": "edgekit, `onnxruntime`",
+    "vnni": "edgekit, `onnxruntime-vnni`",
+    "ort_minmax": "ONNX Runtime, min-max",
+    "nncf_default": "NNCF, default",
+}
+
+
+def lab_table(document: dict) -> str:
+    """A table a network: each file on each processor, in dB against the native answers and points of top-1 lost."""
+    rows = [row for row in document["rows"] if row["part"] == "emulated"]
+    parts = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        cells = {(row["file"], row["cpu"]): row for row in rows if row["network"] == network}
+        processors = list(dict.fromkeys(cpu for _, cpu in cells))
+        lines = [line(f"{network}: dB, top-1 lost", *processors), "|---|" + "---:|" * len(processors)]
+        for file, title in LAB_FILES.items():
+            found = [lab_cell(cells.get((file, cpu))) for cpu in processors]
+            if set(found) != {"–"}:
+                lines.append(line(title, *found))
+        parts.append("\n".join(lines))
+    counts = sorted({row["n"] for row in rows})
+    note = (
+        f"{' to '.join(map(str, counts))} pictures each, played by qemu; = is bit-identical. {machine_note(document)}"
+    )
+    return "\n\n".join([*parts, note])
+
+
+def lab_cell(row: dict | None) -> str:
+    if row is None:
+        return "–"
+    same = row["sqnr_db"] >= 300
+    return "=" if same else f"{row['sqnr_db']:.1f}, {row['native_top1'] - row['top1']:.0f}"
+
+
 TABLES = {
     "prune": prune_table,
     "quickstart": quickstart_table,
@@ -392,4 +427,5 @@ TABLES = {
     "coding": coding_table,
     "coding_mobilenet": coding_mobilenet_table,
     "coding_cifar": coding_cifar_table,
+    "lab": lab_table,
 }
