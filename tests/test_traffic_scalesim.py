@@ -159,6 +159,9 @@ def test_the_command_says_how_long_first_and_what_was_left_out(file):
 def test_what_it_cannot_take(file, stand_in, monkeypatch, bundle, tmp_path):
     with pytest.raises(BadInput, match="takes float files"):
         cross_check("scalesim", bundle.model("onnxruntime", "int8"))
+    unknown = saved(tmp_path / "unknown.onnx", one("Conv", array(4, 4, 1, 1), shape=(4, None, 8)))
+    with pytest.raises(BadInput, match="node: its shapes cannot be inferred"):
+        cross_check("scalesim", unknown)
     large = saved(tmp_path / "large.onnx", one("Conv", array(64, 64, 3, 3), shape=(64, 1026, 1026)))
     with pytest.raises(BadInput, match=r"large\.onnx: node: SCALE-Sim would take about 282 min and 97 GB of memory"):
         cross_check("scalesim", large)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.context import Track
 from edgekit.errors import BadInput
-from edgekit.graph_onnx import LAYERS, node_name, shapes_at_batch_1
+from edgekit.graph_onnx import LAYERS, layer_macs, node_name, shapes_at_batch_1
 
 if TYPE_CHECKING:
     import onnx
@@ -45,7 +45,7 @@ def plain(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """The file at batch 1 with all its shapes written out, and a name for each node.
 
     Raises:
-        BadInput: it is quantised.
+        BadInput: it is quantised, or shape inference leaves the shape of a layer unknown.
     """
     import onnx
 
@@ -59,6 +59,7 @@ def plain(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         value.type.tensor_type.shape.dim[0].dim_value = 1
     for node in written.graph.node:
         node.name = node_name(node)
+    layer_macs(written)  # which needs all shapes of layers
     return onnx.shape_inference.infer_shapes(written, data_prop=True)
 
 
