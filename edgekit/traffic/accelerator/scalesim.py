@@ -94,7 +94,7 @@ def _convolution(node: onnx.NodeProto, known: dict[str, Shape]) -> Row | None:
 
 
 def _product(node: onnx.NodeProto, known: dict[str, Shape]) -> Row | None:
-    """A (M, K) by (K, N): M maps of 1 × K, each under one window, to N filters."""
+    """Of (M, K) and (K, N): a map of M × K under windows of 1 × K, to N filters."""
     weight, out = known[node.input[1]], known[node.output[0]]
     if len(weight) != 2:
         return None
