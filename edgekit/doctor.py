@@ -19,6 +19,7 @@ EXTRAS = {
     "openvino": ("openvino", "openvino"),
     "prometheus-client": ("prometheus_client", "split"),
     "zigzag-dse": ("zigzag", "zigzag"),
+    "scalesim": ("scalesim", "scalesim"),
     "scikit-learn": ("sklearn", "digits"),
     "starlette": ("starlette", "split"),
     "tensorrt": ("tensorrt", "tensorrt"),

@@ -46,7 +46,7 @@ def answer(layers):
                 types.SimpleNamespace(data={"rd": 9}),
                 types.SimpleNamespace(data={"rd": parts[key] // 8, "wr": 0}),
             ]
-            for operand, key in accelerator.PARTS.items()
+            for operand, key in zigzag.PARTS.items()
         }
         return types.SimpleNamespace(layer=types.SimpleNamespace(name=name), memory_word_access=words), None
 
@@ -66,16 +66,16 @@ def stand_in(monkeypatch, tmp_path):
     module = types.ModuleType("zigzag.api")
     module.get_hardware_performance_zigzag = search
     monkeypatch.setitem(sys.modules, "zigzag.api", module)
-    monkeypatch.setattr(accelerator.resources, "files", lambda _name: tmp_path)
+    monkeypatch.setattr(zigzag.resources, "files", lambda _name: tmp_path)
     monkeypatch.setattr(accelerator.metadata, "version", lambda _name: "3.9.1")
     return asked
 
 
 def test_words_of_the_last_memory_become_bytes(file, stand_in):
-    found = zigzag(file)
+    found = cross_check("zigzag", file)
     assert [row["layer"] for row in found["layers"]] == ["conv", "depthwise"] and found["uncounted"] == ["pointwise"]
     for row in found["layers"]:
-        assert {key: row[key] for key in accelerator.PARTS.values()} == ONCE[row["layer"]]
+        assert {key: row[key] for key in zigzag.PARTS.values()} == ONCE[row["layer"]]
         assert row["traffic_bytes"] == row["once_bytes"] == sum(ONCE[row["layer"]].values())
     ((model, setting, settings),) = stand_in
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1 and len(model.graph.value_info) == 2
@@ -96,17 +96,17 @@ def test_the_command_shows_it_beside_the_tiers(file):
 
 
 def test_what_zigzag_cannot_take(file, stand_in, monkeypatch, bundle):
-    with pytest.raises(BadInput, match=r"unknown cross-check 'scalesim'\. Known: zigzag"):
-        cross_check("scalesim", file)
+    with pytest.raises(BadInput, match=r"unknown cross-check 'timeloop'\. Known: scalesim, zigzag"):
+        cross_check("timeloop", file)
     with pytest.raises(BadInput, match="takes float files"):
-        zigzag(bundle.model("onnxruntime", "int8"))
+        cross_check("zigzag", bundle.model("onnxruntime", "int8"))
 
     def search(*_args, **_settings):
         raise AssertionError("Batch size is different")
 
     monkeypatch.setattr(sys.modules["zigzag.api"], "get_hardware_performance_zigzag", search)
     with pytest.raises(BadInput, match=r"a\.onnx: ZigZag cannot take it \(AssertionError: Batch size"):
-        zigzag(file)
+        cross_check("zigzag", file)
     assert not stand_in
 
 
@@ -118,5 +118,5 @@ def test_without_zigzag_the_way_to_it_is_told(file, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("zigzag") is None, reason="zigzag-dse is not installed")
 def test_zigzag_itself_moves_each_tensor_once_where_all_fit(file):
-    found = {row["layer"]: row for row in zigzag(file)["layers"]}
+    found = {row["layer"]: row for row in cross_check("zigzag", file)["layers"]}
     assert {name: {key: row[key] for key in ONCE[name]} for name, row in found.items()} == ONCE

@@ -16,6 +16,7 @@ from edgekit.cli.options import (
     io_option,
     json_option,
     llc_option,
+    say,
     threads_option,
 )
 from edgekit.progress import track
@@ -71,7 +72,9 @@ def compare(
 @llc_option
 @click.option("--layers", is_flag=True, help="Layer by layer.")
 @click.option("--measure", metavar="PROVIDER", help="Measure it too, by cachegrind, perf or ncu.")
-@click.option("--cross-check", "check", metavar="PROGRAM", help="Ask zigzag, too, what an accelerator would move.")
+@click.option(
+    "--cross-check", "check", metavar="PROGRAM", help="Ask scalesim or zigzag what an accelerator would move."
+)
 @json_option
 def traffic(
     file: Path,
@@ -91,5 +94,5 @@ def traffic(
     from edgekit import tables
     from edgekit.traffic.commands import traffic_of
 
-    found = traffic_of(file, board, llc, measure, check)
+    found = traffic_of(file, board, llc, measure, check, track, say)
     emit(found) if as_json else tables.show_traffic(found, layers)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgekit.context import Track, no_progress
 from edgekit.devices.boards import Board, hierarchy
 from edgekit.errors import BadInput
 from edgekit.graph_onnx import onnx_cost
@@ -17,7 +19,13 @@ from edgekit.traffic.roofline import estimate
 
 
 def traffic_of(
-    path: Path, board_name: str | None, llc: str | None, provider: str | None, check: str | None = None
+    path: Path,
+    board_name: str | None,
+    llc: str | None,
+    provider: str | None,
+    check: str | None = None,
+    track: Track = no_progress,
+    log: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
     """Memory traffic of one inference of a file at batch 1.
 
@@ -26,6 +34,8 @@ def traffic_of(
         llc: the last-level cache alone, such as 2MiB; instead of a board.
         provider: what also measures it; None measures nothing.
         check: the program for accelerators that also counts it; None asks none.
+        track: shows how far that program is.
+        log: takes a line on how long it will take.
 
     Raises:
         BadInput: no model, no such board, no size, or a provider or program that cannot be used here.
@@ -39,7 +49,7 @@ def traffic_of(
     cost = onnx_cost(read(path))
     rows = modelled(fused(path), caches.llc.size_bytes)
     found = measure(path, provider, caches) if provider else None
-    checked = cross_check(check, path) if check else None
+    checked = cross_check(check, path, track, log) if check else None
     return {
         "schema": "edgekit/traffic/1",
         "file": str(path),
