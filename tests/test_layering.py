@@ -27,7 +27,7 @@ LAYERS = [
     {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic"},
     {"latency"},
     {"gate"},
-    {"report", "recipe", "inspection", "doctor", "catalogue"},
+    {"report", "recipe", "inspection", "doctor", "catalogue", "split"},
     {"baseline"},
     {"judge"},
     {"job"},
