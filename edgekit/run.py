@@ -38,8 +38,10 @@ from edgekit.parity import sqnr_db
 from edgekit.passes import PASSES
 from edgekit.recipe import Step
 from edgekit.rewrites.fold import Fold
+from edgekit.rewrites.split import Split
 from edgekit.schema import to_json
 from edgekit.shipping import ship
+from edgekit.split.build import cut_files
 from edgekit.targets import Target
 from edgekit.traffic.fused import fused
 from edgekit.traffic.model import traffic_bytes
@@ -50,8 +52,9 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-GOLDEN_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 25.0}
-"""How close `verify` asks the golden outputs to be; int8 kernels round differently from one processor to another."""
+GOLDEN_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 25.0, "split": 25.0}
+"""How close `verify` asks the golden outputs to be; int8 kernels round differently from one processor to another, and
+so do the symbols of a cut network."""
 
 
 def compress(
@@ -148,6 +151,7 @@ def _make(job: Job) -> None:
         _check_rebuild(job, net, aliases)
         files += [WEIGHTS, GRAPH] if job.source.kind == "onnx" else [WEIGHTS]
         sealed = {"edits": edits_to_json(net.edits), "aliases": aliases}
+    files += _cut(job, steps, files)
     files += sorted(path.name for kind in ("train.*.csv", "quant.*.json") for path in job.out.glob(kind))
     _seal(job, steps, files, sealed, started)
 
@@ -294,11 +298,15 @@ def _rewrite_all(
             steps.append(_row(job, "export", path, wanted, "fp32", cost, metrics) | close)
         for step in job.recipe.rewrites:
             if step.run.precision is not None:
-                steps.append(_rewrite(job, step, model, wanted, cost))
+                row, result = _rewrite(job, step, model, wanted, cost)
+                steps.append(row)
+                model = result if isinstance(step.run, Split) else model  # what follows quantises the cut network
     return [job.base_file, *(row["file"] for row in steps if row["file"].startswith("model."))]
 
 
-def _rewrite(job: Job, step: Step, model: onnx.ModelProto, wanted: Target, cost: dict[str, int]) -> dict[str, Any]:
+def _rewrite(
+    job: Job, step: Step, model: onnx.ModelProto, wanted: Target, cost: dict[str, int]
+) -> tuple[dict[str, Any], onnx.ModelProto]:
     """Apply a rewrite that changes the precision to the float model, and hold its file against that."""
     seed_torch(job.seed)
     result = finish(step.run(model, job.rewrite_context(wanted)), wanted, job.recipe.input, job.recipe.output)
@@ -313,7 +321,20 @@ def _rewrite(job: Job, step: Step, model: onnx.ModelProto, wanted: Target, cost:
     }
     if step.run.precision == "int8" and row["int8_convs"] == 0:
         raise NothingChanged(f"{step.name}: no convolution runs as int8 in {wanted.engine}")
-    return row
+    return row, result
+
+
+def _cut(job: Job, steps: list[dict[str, Any]], files: list[str], net: Net | None = None) -> list[str]:
+    """Head, tail and `split.json` where the recipe cuts the network; adds to the rows what a picture's latent costs."""
+    crossing = next((step.run.crossing for step in job.recipe.rewrites if isinstance(step.run, Split)), None)
+    if crossing is None:
+        return []
+    models = [name for name in files if name.startswith("model.")]
+    made, rates = cut_files(
+        job.out, models, crossing, job.base_file, job.data.roles.get("calibrate"), job.data.role("test")
+    )
+    steps[:] = [row | rates.get(row["file"], {}) for row in steps]
+    return made
 
 
 def _ship(job: Job, model: onnx.ModelProto, wanted: Target, precision: str, path: Path) -> dict[str, float]:

@@ -13,7 +13,8 @@ LAYERS = [
     {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine", "devices", "statistics"},
     {"cards", "targets", "data", "nets"},
     {"coded", "onnx_codes", "projected", "masked", "shift"},
-    {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
+    {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"}
+    | {"cuts", "onnx_split", "bottlenecks"},
     {"labels"},
     {"net", "channels", "removal", "blocks"},
     {"costs"},
