@@ -1,13 +1,8 @@
 """Cut a file in two without training: what crosses is the activation at the cut, quantised and range-coded.
 
 The plain way of split computing, and the baseline of those that train. At a tensor that alone separates input from
-output each channel is rounded to 2^bits levels between two ends (`edgekit.onnx_split` has the arithmetic). With a and b
-the least and the greatest value of the channel on the calibration images and μ its median, the ends are
-
-    μ + s (a − μ)  and  μ + s (b − μ),    s in {1, 0.9, … 0.1} of the least squared error,
-
-as few levels lose less by cutting off rare large values than by coarse steps. The tables for coding are counted on the
-calibration images later, by the head that ships.
+output each channel is rounded to 2^bits levels, with ends for the calibration images (`edgekit.onnx_split` has the
+arithmetic). The tables for coding are counted on the same images later, by the head that ships.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ from pydantic import ConfigDict
 from edgekit.context import RewriteContext
 from edgekit.cuts import onnx_cuts
 from edgekit.errors import BadInput
-from edgekit.onnx_split import Crossing, with_latent
+from edgekit.onnx_split import Crossing, grid, with_latent
 from edgekit.quant.calibrate import batch_size, whole
 from edgekit.quant.session import open_session, with_outputs
 from edgekit.rewrites.fold import QUANTISED
@@ -77,20 +72,3 @@ class Split:
         if not np.isfinite(held).all():
             raise BadInput(f"split: {tensor!r} holds values that are not finite on a calibration image")
         return held
-
-
-def grid(values: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Low end and step of each channel, float32 (C,), from what it holds, (C, n). A constant channel has step 1."""
-    middle = np.median(values, axis=1)
-    spans = [end(values, axis=1) - middle for end in (np.min, np.max)]
-    best = np.full(len(values), np.inf)
-    low, step = middle.copy(), np.ones(len(values))
-    for share in np.arange(10, 0, -1) / 10:
-        start, width = middle + share * spans[0], share * (spans[1] - spans[0]) / (levels - 1)
-        width[width <= 0] = 1.0
-        symbols = np.clip(np.round((values - start[:, None]) / width[:, None]), 0, levels - 1)
-        error = np.square(symbols * width[:, None] + start[:, None] - values).sum(axis=1)
-        better = error < best
-        best = np.where(better, error, best)
-        low, step = np.where(better, start, low), np.where(better, width, step)
-    return low.astype(np.float32), step.astype(np.float32)

@@ -58,9 +58,9 @@ def cut_files(
     _check(folder, pairs, test)
     tables = _tables(folder, pairs[-1], crossing, calibrate)
     channels, height, width = _shape(read(folder / pairs[-1].head))
-    sealed = [artifact.part(folder, name) for name in (pairs[-1].head, pairs[-1].tail, full)]
+    head, tail, uncut = (artifact.part(folder, name) for name in (pairs[-1].head, pairs[-1].tail, full))
     latent = artifact.Latent(LATENT, (channels, height, width))
-    written = artifact.Split(crossing.cut, crossing.bottleneck, *sealed[:2], latent, tables, sealed[2])
+    written = artifact.Split(crossing.cut, crossing.bottleneck, head, tail, latent, tables, uncut)
     path = artifact.write(folder, written)
     rates = {pair.whole: {"latent_bytes": _mean_bytes(folder, pair, tables, test)} for pair in pairs}
     return [*(name for pair in pairs for name in (pair.head, pair.tail)), path.name], rates
