@@ -26,7 +26,7 @@ from edgekit.engines import engine, runner
 from edgekit.errors import BadInput, NothingChanged, ParityError
 from edgekit.export import PARITY_DB, export, finish, serialise
 from edgekit.files import read_json, write_bytes, write_json
-from edgekit.footprint import sized
+from edgekit.footprint import modelled_traffic, sized
 from edgekit.graph import deterministic, trace
 from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
@@ -34,7 +34,6 @@ from edgekit.judge import judge
 from edgekit.machine import machine
 from edgekit.net import Net, edits_to_json, state_sha256
 from edgekit.onnx_file import read, read_io
-from edgekit.onnx_split import Crossing
 from edgekit.parallel import join
 from edgekit.parity import sqnr_db
 from edgekit.passes import PASSES
@@ -43,10 +42,8 @@ from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.split import Split
 from edgekit.schema import to_json
 from edgekit.shipping import ship
-from edgekit.split.build import cut_files
+from edgekit.split.build import crossing_of, cut_files
 from edgekit.targets import Target
-from edgekit.traffic.fused import fused
-from edgekit.traffic.model import traffic_bytes
 from edgekit.train.settings import Training
 from edgekit.weights import load_exact
 
@@ -328,22 +325,14 @@ def _rewrite(
 
 
 def _cut(job: Job, steps: list[dict[str, Any]], files: list[str], net: Net | None) -> list[str]:
-    """Head, tail and `split.json` where the recipe cuts the network; adds to the rows what a picture's latent costs."""
-    if (crossing := _crossing(job, net)) is None:
+    """Head, tail and `split.json` where the network is cut; adds to the rows what a picture's latent costs."""
+    rewrites = [step.run for step in job.recipe.rewrites]
+    if (crossing := crossing_of(net.module if net else None, rewrites)) is None:
         return []
     models = [name for name in files if name.startswith("model.")]
-    made, rates = cut_files(
-        job.out, models, crossing, job.base_file, job.data.roles.get("calibrate"), job.data.role("test")
-    )
+    made, rates = cut_files(job.out, models, crossing, job.base_file, job.data)
     steps[:] = [row | rates.get(row["file"], {}) for row in steps]
     return made
-
-
-def _crossing(job: Job, net: Net | None) -> Crossing | None:
-    """What crosses where the recipe cuts the network, or the network has a bottleneck."""
-    if net and (found := bottleneck_of(net.module)):
-        return found[1].latent.crossing(found[0])
-    return next((step.run.crossing for step in job.recipe.rewrites if isinstance(step.run, Split)), None)
 
 
 def _ship(job: Job, model: onnx.ModelProto, wanted: Target, precision: str, path: Path) -> dict[str, float]:
@@ -372,23 +361,13 @@ def _row(
         "stand_in": runtime.reason,
         **cost,
         "size_bytes": path.stat().st_size,
-        **_traffic(path, wanted),
+        **modelled_traffic(path, wanted),
         "metrics": score.metrics,
         "metrics_torch": metrics_torch,
         "n": score.n,
         "skipped": score.skipped,
         "correct": "".join("1" if hit else "0" for hit in score.correct),
     }
-
-
-def _traffic(path: Path, wanted: Target) -> dict[str, Any]:
-    """The modelled bytes of ONNX Runtime's files, or why there are none."""
-    if wanted.engine != "onnxruntime":
-        return {}
-    try:
-        return {"traffic_model_bytes": traffic_bytes(fused(path))}
-    except BadInput as error:
-        return {"traffic_unknown": str(error)}
 
 
 # Sealing

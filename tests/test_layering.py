@@ -28,7 +28,7 @@ LAYERS = [
     {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic"},
     {"latency"},
     {"gate"},
-    {"report", "recipe", "inspection", "doctor", "catalogue", "split"},
+    {"report", "recipe", "inspection", "cut_table", "doctor", "catalogue", "split"},
     {"baseline"},
     {"judge"},
     {"job"},

@@ -80,7 +80,7 @@ def enlargement(stride: int, before: tuple[int, ...], behind: tuple[int, ...]) -
     enlarge = max(1, behind[1] // height)
     if min(height, width) < 2 or (enlarge * height, enlarge * width) != behind[1:]:
         raise BadInput(
-            f"stride = {stride}: a grid of {height}×{width} cannot become the {behind[1]}×{behind[2]} at the cut; write "
-            f"a stride that makes it as large, or smaller by a whole factor, and 2×2 at least"
+            f"stride = {stride}: a grid of {height}×{width} cannot become the {behind[1]}×{behind[2]} at the cut; "
+            f"write a stride that makes it as large, or smaller by a whole factor, and 2×2 at least"
         )
     return enlarge

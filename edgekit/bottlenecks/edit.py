@@ -75,8 +75,8 @@ def _check_cost(made: Bottleneck, before: Sequence[int], allowed: int, edit: Ins
     if macs > allowed:
         smaller = 'size = "mobile", ' if edit.size == "paper" else ""
         raise BadInput(
-            f"the encoder would cost {macs / 1e6:.1f} M MACs and the part up to {edit.layer!r}, which it replaces, costs "
-            f"{allowed / 1e6:.1f} M; write {smaller}fewer channels than {edit.channels}, or a later cut"
+            f"the encoder would cost {macs / 1e6:.1f} M MACs and the part up to {edit.layer!r}, which it replaces, "
+            f"costs {allowed / 1e6:.1f} M; write {smaller}fewer channels than {edit.channels}, or a later cut"
         )
 
 

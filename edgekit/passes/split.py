@@ -40,6 +40,8 @@ from edgekit.train.objective import Loss
 from edgekit.train.settings import Training
 from edgekit.train.taps import Taps, stages
 
+PRIOR_LR = 10
+"""How many times as fast the prior trains: its distributions have to follow the encoder's."""
 SEEN = 256
 """Calibration pictures that the ends of 8-bit channels are found on."""
 
@@ -124,7 +126,7 @@ class Split(Training):
         student.module.requires_grad_(True)
 
     def _rated(self, loss: Loss) -> Loss:
-        return loss if self.beta is None else Rate(loss, self.beta)
+        return loss if self.beta is None else Rate(loss, self.beta, PRIOR_LR * self.lr)
 
 
 def _take_over(bottleneck: Bottleneck, other: nn.Module, spec: str) -> None:
@@ -175,8 +177,5 @@ def _settle(module: nn.Module, path: str, ctx: PassContext) -> None:
 
 def _second(ctx: PassContext) -> PassContext:
     """The files of the second training beside those of the first."""
-    beside = {
-        name: path and path.with_suffix(f".tail{path.suffix}")
-        for name, path in (("state", ctx.state), ("journal", ctx.journal))
-    }
-    return dataclasses.replace(ctx, **beside)
+    state, journal = (path and path.with_suffix(f".tail{path.suffix}") for path in (ctx.state, ctx.journal))
+    return dataclasses.replace(ctx, state=state, journal=journal)

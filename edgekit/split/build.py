@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.data import Samples
+from edgekit.bottlenecks import bottleneck_of
+from edgekit.data import Data, Samples
 from edgekit.engines import runner
-from edgekit.errors import BadInput, ParityError
+from edgekit.errors import ParityError
 from edgekit.export import serialise
 from edgekit.files import write_bytes
 from edgekit.graph_onnx import shapes_at_batch_1
 from edgekit.onnx_file import read, read_io
 from edgekit.onnx_split import LATENT, Crossing, halves, has_latent
+from edgekit.rewrites.split import Split
 from edgekit.split import artifact
 from edgekit.split.tables import Tables, from_counts
 from edgekit.targets import target
 
 if TYPE_CHECKING:
     import onnx
+    from torch import nn
 
 BATCH, COUNTED, PROBED = 32, 1000, 4
 """Pictures at once; at most, that symbols are counted on; that head and tail are checked on."""
@@ -37,14 +40,21 @@ class Pair:
     tail: str
 
 
+def crossing_of(module: nn.Module | None, rewrites: Sequence[Any]) -> Crossing | None:
+    """What crosses, where the network has a bottleneck or a rewrite cuts its file; None where it stays whole."""
+    if module is not None and (found := bottleneck_of(module)):
+        return found[1].latent.crossing(found[0])
+    return next((rewrite.crossing for rewrite in rewrites if isinstance(rewrite, Split)), None)
+
+
 def cut_files(
-    folder: Path, files: Sequence[str], crossing: Crossing, full: str, calibrate: Samples | None, test: Samples
+    folder: Path, files: Sequence[str], crossing: Crossing, full: str, data: Data
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Cut each of `files` that has a latent; `split.json` names the last one's halves.
 
     Args:
         full: the file of the uncut network.
-        calibrate: where symbols are counted for tables that no prior gives.
+        data: symbols are counted on its role `calibrate`, for tables that no prior gives.
 
     Returns:
         the names of the new files, and for each file that was cut `latent_bytes`: what a test picture's symbols cost by
@@ -54,9 +64,10 @@ def cut_files(
         BadInput: calibration pictures are needed and missing.
         ParityError: head and tail answer otherwise than the file that they are of.
     """
+    test = data.role("test")
     pairs = [_cut(folder, name) for name in files if has_latent(read(folder / name))]
     _check(folder, pairs, test)
-    tables = _tables(folder, pairs[-1], crossing, calibrate)
+    tables = _tables(folder, pairs[-1], crossing, data)
     channels, height, width = _shape(read(folder / pairs[-1].head))
     head, tail, uncut = (artifact.part(folder, name) for name in (pairs[-1].head, pairs[-1].tail, full))
     latent = artifact.Latent(LATENT, (channels, height, width))
@@ -97,13 +108,11 @@ def _check(folder: Path, pairs: Sequence[Pair], test: Samples) -> None:
             raise ParityError(f"{pair.whole}: head and tail, one after the other, answer otherwise; nothing was sealed")
 
 
-def _tables(folder: Path, pair: Pair, crossing: Crossing, calibrate: Samples | None) -> Tables:
+def _tables(folder: Path, pair: Pair, crossing: Crossing, data: Data) -> Tables:
     if crossing.counts is not None:
         return from_counts(crossing.counts)
-    if calibrate is None:
-        raise BadInput("split: symbols are counted on calibration images: give --data")
     counts: Any = 0
-    for latent in _latents(folder, pair, calibrate.subset(COUNTED, 0)):
+    for latent in _latents(folder, pair, data.role("calibrate").subset(COUNTED, 0)):
         counts = counts + np.stack([np.bincount(channel.ravel(), minlength=crossing.levels) for channel in latent])
     return from_counts(counts)
 

@@ -7,6 +7,7 @@ Singh, Abu-El-Haija, Johnston, Ballé, Shrivastava, Toderici: End-to-End Learnin
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +20,11 @@ from edgekit.train.taps import Taps
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Another loss, and beta times the bits."""
+    """Another loss, and beta times the bits; the prior's parameters train at a rate of their own."""
 
     loss: Loss
     beta: float
+    prior_lr: float
     name: str = "rate"
 
     def build(self, setup: Setup) -> Term:
@@ -38,8 +40,12 @@ class Rate:
 class _Term(nn.Module):
     def __init__(self, rate: Rate, inner: Term, prior: FactorisedPrior, taps: Taps) -> None:
         super().__init__()
-        self.beta, self.inner, self.taps = rate.beta, inner, taps
+        self.beta, self.prior_lr, self.inner, self.taps = rate.beta, rate.prior_lr, inner, taps
         self.prior = (prior,)  # in a tuple, for it is part of the student
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        own: list[dict[str, Any]] = getattr(self.inner, "parameter_groups", list)()
+        return [*own, {"params": list(self.prior[0].parameters()), "lr": self.prior_lr, "weight_decay": 0.0}]
 
     def forward(self, logits: torch.Tensor, views: Views) -> torch.Tensor:
         (arrived,) = self.taps.values.values()
