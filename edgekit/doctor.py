@@ -16,10 +16,14 @@ EXTRAS = {
     "kornia": ("kornia", "train"),
     "nvidia-ml-py": ("pynvml", "nvml"),
     "openvino": ("openvino", "openvino"),
+    "prometheus-client": ("prometheus_client", "split"),
     "scikit-learn": ("sklearn", "digits"),
+    "starlette": ("starlette", "split"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
     "tomli-w": ("tomli_w", "report"),
+    "urllib3": ("urllib3", "split"),
+    "uvicorn": ("uvicorn", "split"),
     "vl-convert-python": ("vl_convert", "report"),
 }
 

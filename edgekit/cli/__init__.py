@@ -25,6 +25,7 @@ from edgekit.cli.options import (
     trust_option,
 )
 from edgekit.cli.pairs import compare, traffic
+from edgekit.cli.split import split
 from edgekit.errors import EdgekitError
 from edgekit.progress import track
 
@@ -374,5 +375,5 @@ def doctor(as_json: bool) -> None:
     emit(found) if as_json else tables.show_doctor(found)
 
 
-for command in (compare, device, evaluate, traffic):
+for command in (compare, device, evaluate, split, traffic):
     main.add_command(command)

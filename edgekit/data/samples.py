@@ -33,10 +33,10 @@ def no_progress(iterable: Iterable[T], label: str, total: int) -> Iterable[T]:  
     return iterable
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int, workers: int = WORKERS) -> Iterator[R]:
     """`map` in a few threads, at most `ahead` results before their turn."""
     waiting: collections.deque[Future[R]] = collections.deque()
-    pool = ThreadPoolExecutor(WORKERS)
+    pool = ThreadPoolExecutor(workers)
     try:
         for item in items:
             waiting.append(pool.submit(function, item))

@@ -66,20 +66,28 @@ def write_plots(entries: Sequence[Entry], folder: Path) -> list[Path]:
     Raises:
         BadInput: vl-convert is not installed, the folder holds something, or there is nothing to draw.
     """
-    drawn = extra("vl_convert")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: is not empty; give another --plots")
-    written = []
-    for name, spec, rows in figures(entries):
-        whole = {**spec, "data": {"values": tidy(rows)}, "width": 640}
-        path = folder / re.sub(r"[^\w.-]", "_", name)
-        for suffix, data in (
-            ("svg", drawn.vegalite_to_svg(whole, VEGA_LITE).encode()),
-            ("png", drawn.vegalite_to_png(whole, VEGA_LITE, scale=2)),
-        ):
-            written.append(path.with_name(f"{path.name}.{suffix}"))
-            write_bytes(written[-1], data)
-    return written
+    named = ((folder / re.sub(r"[^\w.-]", "_", name), spec, rows) for name, spec, rows in figures(entries))
+    return [file for path, spec, rows in named for file in draw(path, spec, rows)]
+
+
+def draw(path: Path, spec: Spec, rows: Rows) -> list[Path]:
+    """Draw one plot of the rows as `path`.svg and `path`.png; returns the two.
+
+    Raises:
+        BadInput: vl-convert is not installed.
+    """
+    drawn = extra("vl_convert")
+    whole = {**spec, "data": {"values": tidy(rows)}, "width": 640}
+    made = {
+        "svg": drawn.vegalite_to_svg(whole, VEGA_LITE).encode(),
+        "png": drawn.vegalite_to_png(whole, VEGA_LITE, scale=2),
+    }
+    files = {suffix: path.with_name(f"{path.name}.{suffix}") for suffix in made}
+    for suffix, content in made.items():
+        write_bytes(files[suffix], content)
+    return list(files.values())
 
 
 def figures(entries: Sequence[Entry]) -> Iterator[tuple[str, Spec, Rows]]:
@@ -160,7 +168,7 @@ def tradeoff(cost: str, task: str, points: Rows) -> Spec:
         },
     ]
     valid = [{"filter": f"isValid(datum['{cost}']) && isValid(datum.accuracy) && datum.task == '{task}'"}]
-    return _plot(f"{title} against {metric.title}", layer=layers, transform=valid, height=340)
+    return plot(f"{title} against {metric.title}", layer=layers, transform=valid, height=340)
 
 
 def layer_bars(metric: LayerMetric, rows: Rows) -> Spec:
@@ -173,7 +181,7 @@ def layer_bars(metric: LayerMetric, rows: Rows) -> Spec:
         **_by_kind(LAYERS, rows, shapes=False),
         "tooltip": _tooltip([("layer", "layer"), ("kind", "kind"), (metric.key, title)]),
     }
-    return _plot(f"{metric.title} of each layer", mark={"type": "bar"}, encoding=encoding, height=110)
+    return plot(f"{metric.title} of each layer", mark={"type": "bar"}, encoding=encoding, height=110)
 
 
 def roofline(rows: Rows) -> Spec:
@@ -193,7 +201,7 @@ def roofline(rows: Rows) -> Spec:
         "mark": {"type": "line", "color": GREEN, "strokeWidth": 2},
         "encoding": {"x": x, "y": y},
     }
-    return _plot("Roofline: speed of each layer against its intensity", layer=[roofs, points], height=300)
+    return plot("Roofline: speed of each layer against its intensity", layer=[roofs, points], height=300)
 
 
 def training(series: str) -> Spec:
@@ -220,7 +228,7 @@ def training(series: str) -> Spec:
         },
     }
     chosen = [{"filter": f"datum.series == {json.dumps(series)}"}]
-    return _plot(f"{series} while training", layer=[raw, smooth], transform=chosen, height=200)
+    return plot(f"{series} while training", layer=[raw, smooth], transform=chosen, height=200)
 
 
 def stages(rows: Rows) -> Spec:
@@ -234,10 +242,11 @@ def stages(rows: Rows) -> Spec:
         "tooltip": _tooltip(fields),
     }
     mark = {"type": "line", "point": {"filled": True, "size": 70}}
-    return _plot("What each stage left", mark=mark, encoding=encoding, height=220)
+    return plot("What each stage left", mark=mark, encoding=encoding, height=220)
 
 
-def _plot(title: str, **parts: Any) -> Spec:
+def plot(title: str, **parts: Any) -> Spec:
+    """A specification in the style of all plots; `parts` are Vega-Lite's."""
     schema = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE.partition('.')[0]}.json"
     return {"$schema": schema, "description": title, "width": "container", "config": CONFIG, **parts}
 
