@@ -50,6 +50,17 @@ def show_cuts(found: dict[str, Any]) -> None:
         )
 
 
+def show_curve(found: dict[str, Any]) -> None:
+    names = list(found["uncut"])
+    made = make(found["field"], "precision", "bytes a picture", *names, title=found["model"])
+    for point in found["points"]:
+        scores = (f"{point['metrics'][name]:.2f}" for name in names)
+        made.add_row(f"{point[found['field']]:g}", point["precision"], f"{point['latent_bytes']:.1f}", *scores)
+    made.add_section()
+    made.add_row("uncut", "", "", *(f"{score:.2f}" for score in found["uncut"].values()))
+    show(made)
+
+
 def show_accelerators(found: dict[str, Any]) -> None:
     made = make("accelerator", "nodes taken", "in parts", "operators left to the CPU")
     made.columns[-1].justify = "left"

@@ -33,7 +33,7 @@ LAYERS = [
     {"judge"},
     {"job"},
     {"run"},
-    {"bisect", "deploy", "on_device", "tables"},
+    {"bisect", "deploy", "on_device", "sweep", "tables"},
     {"cli", "__main__"},
 ]
 LONGER = {"devices/runner.py": 560}

@@ -1,15 +1,18 @@
 """The pass and the rewrite `split`: from a recipe to head, tail and split.json in the bundle."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import edgekit
 from edgekit import recipe
 from edgekit.bottlenecks import inserted
 from edgekit.bundle import open_bundle
+from edgekit.cli import main
 from edgekit.context import PassContext, RewriteContext
 from edgekit.data import Input, Output
 from edgekit.engines import engine
@@ -250,3 +253,36 @@ def test_bits_beyond_a_byte(tmp_path):
     (tmp_path / "r.toml").write_text(PLAIN.replace("bits = 3", "bits = 9"))
     with pytest.raises(BadInput, match="bits = 9"):
         recipe.load(str(tmp_path / "r.toml"))
+
+
+def test_a_sweep_is_taken_up_and_gives_a_curve(data, tmp_path):
+    (tmp_path / "r.toml").write_text(PLAIN.partition('[[rewrite]]\nname = "int8"')[0])
+    words = ["split", "sweep", "tests.nets:tiny", "--recipe", str(tmp_path / "r.toml"), "--data", data, "--json"]
+    words += ["--out", str(tmp_path / "curve"), "--bits"]
+    first = CliRunner().invoke(main, [*words, "2"])
+    again = CliRunner().invoke(main, [*words, "2,6"])
+    assert first.exit_code == again.exit_code == 0
+    assert "is there already" in again.stderr
+    found = json.loads(again.stdout)
+    assert [point["bits"] for point in found["points"]] == [2, 6]
+    assert found["points"][0]["latent_bytes"] < found["points"][1]["latent_bytes"]
+    assert found["points"][0] == json.loads(first.stdout)["points"][0]
+    assert json.loads((tmp_path / "curve" / "curve.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "one of --beta, --channels and --bits"),
+        (["--beta", "1", "--bits", "2"], "one of --beta, --channels and --bits"),
+        (["--beta", "1,x"], "numbers with commas"),
+        (["--bits", "2,2"], "a value was given twice"),
+        (["--bits", "9"], "bits = 9"),
+        (["--beta", "0"], "beta"),
+    ],
+)
+def test_wrong_sweeps(words, message, tmp_path, data):
+    (tmp_path / "r.toml").write_text(PLAIN if "--bits" in words else ENTROPIC)
+    given = ["split", "sweep", "tests.nets:tiny", "--recipe", str(tmp_path / "r.toml"), "--data", data]
+    done = CliRunner().invoke(main, [*given, "--out", str(tmp_path / "out"), *words])
+    assert done.exit_code == 2 and message in done.stderr

@@ -26,6 +26,7 @@ from edgekit.cli.options import (
 )
 from edgekit.cli.pairs import compare, traffic
 from edgekit.cli.split import split
+from edgekit.cli.split_train import sweep
 from edgekit.errors import EdgekitError
 from edgekit.progress import track
 
@@ -377,3 +378,4 @@ def doctor(as_json: bool) -> None:
 
 for command in (compare, device, evaluate, split, traffic):
     main.add_command(command)
+split.add_command(sweep)
