@@ -330,9 +330,9 @@ def _cut(job: Job, steps: list[dict[str, Any]], files: list[str], net: Net | Non
     if (crossing := crossing_of(net.module if net else None, rewrites)) is None:
         return []
     models = [name for name in files if name.startswith("model.")]
-    made, rates = cut_files(job.out, models, crossing, job.base_file, job.data)
-    steps[:] = [row | rates.get(row["file"], {}) for row in steps]
-    return made
+    made = cut_files(job.out, models, crossing, job.base_file, job.data)
+    steps[:] = [row | made.rates.get(row["file"], {}) for row in steps]
+    return made.files
 
 
 def _ship(job: Job, model: onnx.ModelProto, wanted: Target, precision: str, path: Path) -> dict[str, float]:

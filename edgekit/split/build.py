@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from edgekit.split.tables import Tables, from_counts
 from edgekit.targets import target
 
 if TYPE_CHECKING:
-    import onnx
     from torch import nn
 
 BATCH, COUNTED, PROBED = 32, 1000, 4
@@ -40,6 +39,15 @@ class Pair:
     tail: str
 
 
+class Made(NamedTuple):
+    """What cutting a bundle's files gave: what `split.json` says, the names of all new files, and for each file that
+    was cut `latent_bytes`, what a test picture's symbols cost by the tables, in the mean."""
+
+    split: artifact.Split
+    files: list[str]
+    rates: dict[str, dict[str, float]]
+
+
 def crossing_of(module: nn.Module | None, rewrites: Sequence[Any]) -> Crossing | None:
     """What crosses, where the network has a bottleneck or a rewrite cuts its file; None where it stays whole."""
     if module is not None and (found := bottleneck_of(module)):
@@ -47,18 +55,12 @@ def crossing_of(module: nn.Module | None, rewrites: Sequence[Any]) -> Crossing |
     return next((rewrite.crossing for rewrite in rewrites if isinstance(rewrite, Split)), None)
 
 
-def cut_files(
-    folder: Path, files: Sequence[str], crossing: Crossing, full: str, data: Data
-) -> tuple[list[str], dict[str, dict[str, Any]]]:
+def cut_files(folder: Path, files: Sequence[str], crossing: Crossing, full: str, data: Data) -> Made:
     """Cut each of `files` that has a latent; `split.json` names the last one's halves.
 
     Args:
         full: the file of the uncut network.
         data: symbols are counted on its role `calibrate`, for tables that no prior gives.
-
-    Returns:
-        the names of the new files, and for each file that was cut `latent_bytes`: what a test picture's symbols cost by
-        the tables, in the mean.
 
     Raises:
         BadInput: calibration pictures are needed and missing.
@@ -67,14 +69,14 @@ def cut_files(
     test = data.role("test")
     pairs = [_cut(folder, name) for name in files if has_latent(read(folder / name))]
     _check(folder, pairs, test)
-    tables = _tables(folder, pairs[-1], crossing, data)
-    channels, height, width = _shape(read(folder / pairs[-1].head))
-    head, tail, uncut = (artifact.part(folder, name) for name in (pairs[-1].head, pairs[-1].tail, full))
+    last = pairs[-1]
+    tables = _tables(folder, last, crossing, data)
+    head, tail, uncut = (artifact.part(folder, name) for name in (last.head, last.tail, full))
+    channels, height, width = shapes_at_batch_1(read(folder / last.head))[LATENT][1:]
     latent = artifact.Latent(LATENT, (channels, height, width))
-    written = artifact.Split(crossing.cut, crossing.bottleneck, head, tail, latent, tables, uncut)
-    path = artifact.write(folder, written)
-    rates = {pair.whole: {"latent_bytes": _mean_bytes(folder, pair, tables, test)} for pair in pairs}
-    return [*(name for pair in pairs for name in (pair.head, pair.tail)), path.name], rates
+    split = artifact.Split(crossing.cut, crossing.bottleneck, head, tail, latent, tables, uncut)
+    names = [*(name for pair in pairs for name in (pair.head, pair.tail)), artifact.write(folder, split).name]
+    return Made(split, names, {pair.whole: {"latent_bytes": _mean_bytes(folder, pair, tables, test)} for pair in pairs})
 
 
 def _cut(folder: Path, name: str) -> Pair:
@@ -83,10 +85,6 @@ def _cut(folder: Path, name: str) -> Pair:
     for part, model in zip((pair.head, pair.tail), halves(read(folder / name))):
         write_bytes(folder / part, serialise(model))
     return pair
-
-
-def _shape(head: onnx.ModelProto) -> tuple[int, ...]:
-    return shapes_at_batch_1(head)[LATENT][1:]
 
 
 def _session(folder: Path, name: str) -> Any:
