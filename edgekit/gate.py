@@ -22,7 +22,8 @@ from edgekit.errors import unknown
 
 Row = dict[str, Any]
 METRICS = (
-    "params macs cio cio_paper size_bytes transport_bytes traffic_model_bytes weight_bytes peak_bytes arena_bytes "
+    "params macs cio cio_paper size_bytes transport_bytes latent_bytes traffic_model_bytes weight_bytes peak_bytes "
+    "arena_bytes "
     "resident_load_bytes resident_run_bytes load_ms latency_ms energy_j top1 top5 miou pixel_accuracy map map50 "
     "parity_db int8_convs"
 ).split()

@@ -156,6 +156,7 @@ def test_what_diverges_says_so(images):
         ("", "needs beta, the weight of a bit"),
         ('beta = 0.1\nbottleneck = "reduction"', "leave it out"),
         ('beta = 0.1\nencoder = "out/b"', "leave it out"),
+        ('encoder = "out/b"\nafter = "stem"', "leave out after"),
         ("beta = 0.1\ntail = { epoch = 2 }", "epoch"),
     ],
 )

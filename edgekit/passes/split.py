@@ -15,7 +15,9 @@ Another tail for the same packets is trained by naming the bundle whose encoder 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterable, Iterator
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -95,6 +97,8 @@ class Split(Training):
             raise ValueError("an entropic bottleneck needs beta, the weight of a bit, such as beta = 0.08")
         if self.beta is not None and (self.bottleneck == "reduction" or self.encoder):
             raise ValueError("beta weighs the rate of an entropic bottleneck in training; leave it out here")
+        if self.encoder and self.after:
+            raise ValueError("encoder takes over one that begins at the picture; leave out after")
 
     def __call__(self, net: Net, ctx: PassContext) -> Net:
         """Raises BadInput as `InsertBottleneck`, for a bundle without that encoder, or without calibration pictures."""
@@ -111,19 +115,17 @@ class Split(Training):
         if not self.encoder:
             _settle(student.module, path, ctx)
         if self.encoder or self.method == "two_stage":
-            _freeze_head(student.module, path, ctx.input.shape)
-            fit(student, KD(temperature=1.0, alpha=0.5), self.tail, _second(ctx), "split, tail", [teacher])
-            student.module.requires_grad_(True)
+            with _frozen(_head(student.module, path, ctx.input.shape)):
+                fit(student, KD(temperature=1.0, alpha=0.5), self.tail, _second(ctx), "split, tail", [teacher])
         return student
 
     def _match(self, student: Net, teacher: nn.Module, path: str, ctx: PassContext) -> None:
         """Stage 1."""
-        student.module.requires_grad_(False)
-        student.module.get_submodule(path).requires_grad_(True)
         names = (path, *_later(teacher, path, ctx.input.shape))
         matched = Features(stages=names, teacher_stages=names, summed=True, ce=0.0)
-        fit(student, self._rated(matched), self, ctx, "split, encoder", [teacher])
-        student.module.requires_grad_(True)
+        rest = [part for name, part in student.module.named_parameters() if not name.startswith(f"{path}.")]
+        with _frozen(rest):
+            fit(student, self._rated(matched), self, ctx, "split, encoder", [teacher])
 
     def _rated(self, loss: Loss) -> Loss:
         return loss if self.beta is None else Rate(loss, self.beta, PRIOR_LR * self.lr)
@@ -150,12 +152,22 @@ def _later(teacher: nn.Module, path: str, shape: tuple[int, int, int]) -> list[s
     return [name for name in stages(teacher, shape) if ends.get(name, -1) > ends[path]]
 
 
-def _freeze_head(module: nn.Module, path: str, shape: tuple[int, int, int]) -> None:
-    """All that runs before the latent's symbols are made."""
+def _head(module: nn.Module, path: str, shape: tuple[int, int, int]) -> list[nn.Parameter]:
+    """Of all that runs before the latent's symbols are made."""
     ends = net_cuts(trace(module, shape)).ends
-    for name, end in ends.items():
-        if end <= ends[f"{path}.latent"]:
-            module.get_submodule(name).requires_grad_(False)
+    names = [name for name, end in ends.items() if end <= ends[f"{path}.latent"]]
+    return [parameter for name in names for parameter in module.get_submodule(name).parameters()]
+
+
+@contextlib.contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Those of them that train do not meanwhile."""
+    training = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in training:
+        parameter.requires_grad_(False)
+    yield
+    for parameter in training:
+        parameter.requires_grad_(True)
 
 
 def _settle(module: nn.Module, path: str, ctx: PassContext) -> None:
