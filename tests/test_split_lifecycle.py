@@ -37,15 +37,14 @@ def folder(tmp_path_factory):
 
 
 def _batched(items: int, run, **limits) -> list:
-    """What becomes of that many items that are submitted at once."""
+    """What becomes of that many items that are submitted at once; a batch waits until it is full."""
 
     async def go() -> list:
-        with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(run, executor, **limits)
-            found = await asyncio.gather(*(batcher.submit(item) for item in range(items)), return_exceptions=True)
-            await batcher.close()
-            with pytest.raises(Busy):
-                await batcher.submit(0)
+        batcher = Batcher(run, **{"most_waiting": 99, "delay_s": 30.0} | limits)
+        found = await asyncio.gather(*(batcher.submit(item) for item in range(items)), return_exceptions=True)
+        await batcher.close()
+        with pytest.raises(Busy):
+            await batcher.submit(0)
         return found
 
     return asyncio.run(go())
@@ -58,9 +57,32 @@ def test_what_waits_is_run_together():
         batches.append(list(items))
         return [item * 10 for item in items]
 
-    found = _batched(7, run, most_batch=3, most_waiting=6)
-    assert [one.value for one in found[:6]] == [0, 10, 20, 30, 40, 50] and isinstance(found[6], Busy)
+    found = _batched(6, run, most_batch=3)
+    assert [one.value for one in found] == [0, 10, 20, 30, 40, 50]
     assert batches == [[0, 1, 2], [3, 4, 5]] and found[0].batch == 3
+
+
+def test_no_more_wait_than_may():
+    began, go_on = threading.Event(), threading.Event()
+
+    def run(items):
+        began.set()
+        go_on.wait(30)
+        return items
+
+    async def go():
+        batcher = Batcher(run, most_batch=1, most_waiting=2)
+        first = asyncio.create_task(batcher.submit(0))
+        await asyncio.to_thread(began.wait, 30)
+        others = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
+        await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)  # only the one that is refused
+        go_on.set()
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+        await batcher.close()
+        return found
+
+    found = asyncio.run(go())
+    assert [one.value for one in found[:3]] == [0, 1, 2] and isinstance(found[3], Busy)
 
 
 def test_a_failed_batch_fails_alone():
@@ -69,14 +91,13 @@ def test_a_failed_batch_fails_alone():
             raise RuntimeError("broken")
         return items
 
-    found = _batched(4, run, most_batch=2, most_waiting=9)
+    found = _batched(4, run, most_batch=2)
     assert [type(one) for one in found[:2]] == [RuntimeError] * 2 and [one.value for one in found[2:]] == [2, 3]
 
 
 def test_the_first_waits_no_longer_than_it_may():
-    for delay_s, most_batch, low_ms, high_ms in ((0.1, 3, 90, 5000), (30.0, 2, 0, 5000)):
-        found = _batched(2, list, most_batch=most_batch, most_waiting=9, delay_s=delay_s)
-        assert low_ms <= found[0].queue_ms < high_ms and found[0].batch == 2
+    found = _batched(2, list, most_batch=3, delay_s=0.1)
+    assert 90 <= found[0].queue_ms < 5000 and found[0].batch == 2
 
 
 def _turn(link: Path, folder: Path) -> None:

@@ -5,7 +5,9 @@ import json
 import random
 import re
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 import urllib3
@@ -13,7 +15,7 @@ import urllib3
 pytest.importorskip("uvicorn")
 
 from edgekit.errors import BadInput
-from edgekit.split import batching, protocol, server
+from edgekit.split import batching, models, protocol, server
 from edgekit.split.app import Service
 from edgekit.split.protocol import HEAD_LENGTH
 from edgekit.split.repository import Limits
@@ -160,14 +162,23 @@ def test_connections_are_bounded(folder, monkeypatch):
         assert answer.startswith(b"HTTP/1.1 503") and b"Retry-After: 1" in answer
 
 
-def test_what_cannot_wait_is_told_to_come_again(folder, packet):
-    with running(Service({"tiny": folder}, Limits(batch=4, delay_ms=800, waiting=1))) as url, _connect(url) as first:
-        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{HEAD_LENGTH}: 0\r\nConnection: close\r\n"
-        first.sendall(head.encode() + f"Content-Length: {len(packet)}\r\n\r\n".encode() + packet)
-        time.sleep(0.3)
-        refused = ask(url, packet)
+def test_what_cannot_wait_is_told_to_come_again(folder, packet, monkeypatch):
+    began, go_on, run = threading.Event(), threading.Event(), models.Model.run
+
+    def slow(model, contents):
+        began.set()
+        go_on.wait(20)
+        return run(model, contents)
+
+    monkeypatch.setattr(models.Model, "run", slow)
+    with running(Service({"tiny": folder}, Limits(batch=1, waiting=1))) as url, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(ask, url, packet)
+        assert began.wait(20)
+        others = [pool.submit(ask, url, packet) for _ in range(2)]
+        refused = next(as_completed(others)).result()  # one of them waits, and this is the other
         assert refused.status == 429 and refused.headers["Retry-After"] == "1" and "try again later" in error(refused)
-        assert _rest(first).startswith(b"HTTP/1.1 200")
+        go_on.set()
+        assert first.result().status == 200 and sorted(one.result().status for one in others) == [200, 429]
 
 
 def test_an_answer_that_takes_too_long_is_given_up(folder, packet):

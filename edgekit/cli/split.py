@@ -18,7 +18,12 @@ key_option = click.option("--key-file", type=PATH, help="Key of the packets' HMA
 
 @click.group()
 def split() -> None:
-    """Run a cut network: its head on the device, its tail on a server."""
+    """Run a cut network: its head on the device, its tail on a server.
+
+    \b
+    edgekit split serve out/cut --port 8000
+    edgekit split run out/cut --server http://127.0.0.1:8000 --data test=folder:pictures
+    """
 
 
 @split.command()

@@ -1,16 +1,18 @@
 """Requests in, batches out: what waits when the model becomes free is run together.
 
 Without a delay nothing waits for company while the model is idle, so a lone request costs no more than without
-batching; with one, the first of a batch waits for others at most that long.
+batching; with one, the first of a batch waits for others at most that long. Each model has a thread of its own, woken
+once for a batch, that wakes the event loop once: half the time of going through an executor, which counts where a tail
+takes less than a millisecond.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 
@@ -34,7 +36,7 @@ class _Waiting(NamedTuple):
 
 
 class Batcher:
-    """Runs items through `run` in batches, one batch at a time, in a thread of `executor`.
+    """Runs items through `run` in batches, one at a time, for one event loop.
 
     Args:
         run: a list of items -> as many results, in their order.
@@ -46,22 +48,15 @@ class Batcher:
     def __init__(
         self,
         run: Callable[[Sequence[Any]], Sequence[Any]],
-        executor: Executor,
         most_batch: int,
         most_waiting: int,
         delay_s: float = 0.0,
     ) -> None:
-        self._run, self._executor, self._most_batch, self._delay_s = run, executor, most_batch, delay_s
-        self._most_waiting = most_waiting
-        self._waiting: collections.deque[_Waiting] = collections.deque()
-        self._closing = False
-        self._came, self._full = asyncio.Event(), asyncio.Event()
-        self._worker = asyncio.create_task(self._work())
-
-    @property
-    def waiting(self) -> int:
-        """How many items wait."""
-        return len(self._waiting)
+        self._run, self._most_batch, self._most_waiting, self._delay_s = run, most_batch, most_waiting, delay_s
+        self._loop, self._closing = asyncio.get_running_loop(), False
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._thread.start()
 
     async def submit(self, item: Any) -> Answer:
         """What `run` gives for the item.
@@ -70,58 +65,58 @@ class Batcher:
             Busy: too many wait, or nothing is taken in any more.
             Exception: whatever `run` raised for the whole batch.
         """
-        if self._closing or len(self._waiting) >= self._most_waiting:
+        if self._closing or self._waiting.qsize() >= self._most_waiting:
             raise Busy
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(item, answer, time.perf_counter()))
-        self._came.set()
-        if len(self._waiting) >= self._most_batch:
-            self._full.set()
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting.put(_Waiting(item, answer, time.perf_counter()))
         return await answer
 
     async def close(self) -> None:
         """Take nothing in any more, answer everything that was, then end."""
         self._closing = True
-        self._came.set()
-        await self._worker
+        self._waiting.put(None)
+        await asyncio.to_thread(self._thread.join)
 
-    async def _work(self) -> None:
-        while self._waiting or not self._closing:
-            if not self._waiting:
-                self._came.clear()
-                await self._came.wait()
-                continue
-            await self._company()
-            batch = self._take()
+    def _work(self) -> None:
+        over = False
+        while not over:
+            batch, over = self._batch()
+            batch = [one for one in batch if not one.answer.done()]  # the others' clients no longer wait
             if batch:
-                await self._answer(batch)
+                self._loop.call_soon_threadsafe(_deliver, batch, self._answers(batch))
 
-    async def _company(self) -> None:
-        """Wait for a full batch, no longer than the first may wait."""
-        left_s = self._waiting[0].since_s + self._delay_s - time.perf_counter()
-        if left_s > 0 and len(self._waiting) < self._most_batch:
-            self._full.clear()
+    def _batch(self) -> tuple[list[_Waiting], bool]:
+        """The next batch, and whether it is the last."""
+        first = self._waiting.get()
+        if first is None:
+            return [], True
+        batch = [first]
+        while len(batch) < self._most_batch:
+            left_s = first.since_s + self._delay_s - time.perf_counter()
             try:
-                await asyncio.wait_for(self._full.wait(), left_s)
-            except TimeoutError:
-                return
+                one = self._waiting.get(timeout=left_s) if left_s > 0 else self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if one is None:
+                return batch, True
+            batch.append(one)
+        return batch, False
 
-    def _take(self) -> list[_Waiting]:
-        """The next batch, without those whose clients no longer wait."""
-        taken = [self._waiting.popleft() for _ in range(min(self._most_batch, len(self._waiting)))]
-        return [one for one in taken if not one.answer.done()]
-
-    async def _answer(self, batch: Sequence[_Waiting]) -> None:
+    def _answers(self, batch: Sequence[_Waiting]) -> list[Answer] | Exception:
         began_s = time.perf_counter()
         try:
-            items = [one.item for one in batch]
-            values = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items)
+            values = self._run([one.item for one in batch])
         except Exception as error:
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
-            return
+            return error
         run_ms = 1e3 * (time.perf_counter() - began_s)
-        for one, value in zip(batch, values):
-            if not one.answer.done():
-                one.answer.set_result(Answer(value, 1e3 * (began_s - one.since_s), run_ms, len(batch)))
+        return [Answer(value, 1e3 * (began_s - one.since_s), run_ms, len(batch)) for one, value in zip(batch, values)]
+
+
+def _deliver(batch: Sequence[_Waiting], answers: list[Answer] | Exception) -> None:
+    for index, one in enumerate(batch):
+        if one.answer.done():
+            continue
+        if isinstance(answers, Exception):
+            one.answer.set_exception(answers)
+        else:
+            one.answer.set_result(answers[index])

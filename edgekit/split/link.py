@@ -87,7 +87,7 @@ class _Direction:
         self._bucket, self._late_s, self.bytes = Bucket(bits_per_s), late_s, 0
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass everything on, then close."""
+        """Pass everything on, and its end."""
         line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUED)
         arriving = asyncio.create_task(_arrive(line, writer))
         with contextlib.suppress(ConnectionError):
@@ -101,15 +101,17 @@ class _Direction:
 
 
 async def _arrive(line: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while True:
-            arrival_s, data = await line.get()
-            if not data:
-                break
-            await asyncio.sleep(arrival_s - time.monotonic())
+    """Write what arrives until the end; where nobody takes it any more, let it go by."""
+    while True:
+        arrival_s, data = await line.get()
+        await asyncio.sleep(arrival_s - time.monotonic())
+        with contextlib.suppress(OSError):
             writer.write(data)
             await writer.drain()
-    writer.close()
+            if not data:
+                writer.write_eof()  # the other direction may still have much to say
+        if not data:
+            return
 
 
 class Shaped:
@@ -145,6 +147,8 @@ class Shaped:
             return
         with contextlib.suppress(asyncio.CancelledError):  # the link is taken down while clients keep it open
             await asyncio.gather(self._up.carry(reader, there_writer), self._down.carry(there_reader, writer))
+        writer.close()
+        there_writer.close()
 
 
 @contextlib.contextmanager

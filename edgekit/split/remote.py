@@ -25,7 +25,7 @@ from edgekit.split import protocol
 from edgekit.split.hosts import is_loopback
 
 AGAIN = (429, 502, 503, 504)
-PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+PAUSE_S, LONGEST_PAUSE_S = 0.1, 2
 
 
 class Away(EdgekitError):
@@ -75,7 +75,8 @@ class Remote:
         headers = {"Authorization": f"Bearer {address.token}"} if address.token else {}
         retries = Retry(
             address.tries, allowed_methods=None, status_forcelist=AGAIN, raise_on_status=False,
-            backoff_factor=PAUSE_S, backoff_max=LONGEST_PAUSE_S, backoff_jitter=PAUSE_S, redirect=False,
+            backoff_factor=PAUSE_S, backoff_max=LONGEST_PAUSE_S, backoff_jitter=PAUSE_S,
+            retry_after_max=LONGEST_PAUSE_S, redirect=False,
         )  # fmt: skip
         self._headers = headers
         self._pool = urllib3.PoolManager(

@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edgekit.bundle import MANIFEST
@@ -59,7 +58,6 @@ class Repository:
         self._paths, self._limits, self._key = dict(paths), limits, key
         self._marks: dict[str, Mark] = {}
         self._served: dict[str, list[Served]] = {}
-        self._executor = ThreadPoolExecutor(max(2, len(self._paths)), "inference")
 
     @property
     def names(self) -> list[str]:
@@ -126,12 +124,11 @@ class Repository:
     def _batcher(self, model: Model) -> Batcher:
         limits = self._limits
         most_batch = model.most_batch or limits.batch
-        return Batcher(model.run, self._executor, most_batch, limits.waiting, limits.delay_ms / 1e3)
+        return Batcher(model.run, most_batch, limits.waiting, limits.delay_ms / 1e3)
 
     async def close(self) -> None:
         """Answer everything that was taken in, then end."""
         await _close([one for versions in self._served.values() for one in versions])
-        self._executor.shutdown()
 
 
 async def _close(served: Iterable[Served]) -> None:

@@ -34,6 +34,16 @@ MOST_CONNECTIONS = 512
 IDLE_S = 30
 GRACE_S = 30
 BACKLOG = 128
+LOG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(asctime)s %(process)d %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "loggers": {
+        "edgekit.split": {"level": "INFO", "handlers": ["stderr"]},
+        "uvicorn": {"level": "ERROR", "handlers": ["stderr"]},
+    },
+}
 FULL = (
     f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: {RETRY_AFTER_S}\r\n"
     "Content-Length: 0\r\nConnection: close\r\n\r\n"
@@ -150,7 +160,7 @@ def config(service: Service, listen: Listen) -> Config:
         ws="none",
         lifespan="on",
         workers=listen.workers,
-        log_config=None,
+        log_config=LOG,
         access_log=False,
         server_header=False,
         proxy_headers=False,
