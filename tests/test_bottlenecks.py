@@ -56,7 +56,7 @@ def test_gdn_never_divides_by_less_than_its_least_beta():
 
 
 def test_the_papers_encoder_has_its_counts():
-    made = encoder("entropic", "paper", 3, 24, 4)
+    made = encoder("entropic", "paper", 3, 24, 4, 48)
     graph = trace(made, (3, 224, 224))
     assert graph.params == 7_200 + 9_312 + 115_200 + 2_352 + 4_608 == 138_672
     assert graph.outputs[0].shape == (1, 24, 55, 55) and graph.outputs[0].size == 72_600
@@ -74,26 +74,31 @@ def test_the_papers_decoder_has_its_shapes():
 @pytest.mark.parametrize("size", ["paper", "mobile"])
 @pytest.mark.parametrize("stride, behind", [(2, (8, 16, 16)), (4, (5, 8, 8)), (4, (6, 32, 32)), (8, (7, 8, 8))])
 def test_bottlenecks_give_the_shape_that_is_asked_for(kind, size, stride, behind):
-    made = Bottleneck(kind, size, 4, stride, (3, 32, 32), behind).eval()
+    made = Bottleneck(kind, size, 4, stride, 8, (3, 32, 32), behind).eval()
     assert made(torch.randn(2, 3, 32, 32)).shape == (2, *behind)
     assert made.encoder(torch.randn(2, 3, 32, 32)).shape == (2, 4, 32 // stride - 1, 32 // stride - 1)
 
 
+def test_a_width_is_that_of_the_last_stage():
+    made = encoder("reduction", "paper", 3, 4, 8, 10)
+    assert [layer.out_channels for layer in made if isinstance(layer, nn.Conv2d)] == [20, 20, 10, 4]
+
+
 def test_mobile_encoders_are_small():
-    paper, mobile = (trace(encoder("entropic", size, 3, 24, 4), (3, 224, 224)).macs for size in ("paper", "mobile"))
+    paper, mobile = (trace(encoder("entropic", size, 3, 24, 4, 48), (3, 224, 224)).macs for size in ("paper", "mobile"))
     assert mobile < 0.1 * paper
 
 
 @pytest.mark.parametrize("stride", [0, 1, 3, 6])
 def test_a_stride_that_is_no_power_of_two(stride):
     with pytest.raises(BadInput, match=f"stride = {stride}"):
-        Bottleneck("entropic", "paper", 4, stride, (3, 32, 32), (8, 8, 8))
+        Bottleneck("entropic", "paper", 4, stride, 8, (3, 32, 32), (8, 8, 8))
 
 
 @pytest.mark.parametrize("stride, behind", [(2, (8, 8, 8)), (32, (8, 8, 8)), (8, (8, 7, 7))])
 def test_a_stride_that_does_not_fit_the_cut(stride, behind):
     with pytest.raises(BadInput, match="at the cut"):
-        Bottleneck("entropic", "paper", 4, stride, (3, 32, 32), behind)
+        Bottleneck("entropic", "paper", 4, stride, 8, (3, 32, 32), behind)
 
 
 def test_the_prior_is_a_distribution():
@@ -206,7 +211,10 @@ def test_an_onnx_file_takes_a_bottleneck():
     [
         ({"layer": "project.conv"}, "residual or dense block"),
         ({"layer": "nowhere"}, "unknown cut"),
-        ({"size": "paper", "channels": 64}, 'encoder would cost .* M MACs .*size = "mobile", fewer channels than 64'),
+        (
+            {"size": "paper", "channels": 64},
+            'encoder would cost .* M MACs .*size = "mobile", fewer channels or a smaller width',
+        ),
         ({"after": "head"}, "does not come before the cut"),
     ],
 )

@@ -18,13 +18,14 @@ class Bottleneck(nn.Module):
     """Encoder, latent and decoder in the place of a part of a network."""
 
     def __init__(
-        self, kind: Kind, size: Size, channels: int, stride: int, before: tuple[int, ...], behind: tuple[int, ...]
-    ) -> None:
+        self, kind: Kind, size: Size, channels: int, stride: int, width: int, before: tuple[int, ...],
+        behind: tuple[int, ...],
+    ) -> None:  # fmt: skip
         """For an input `before` and an output `behind`, both (C, H, W). Raises BadInput where they do not go together
         with the stride."""
         super().__init__()
         enlarge = enlargement(stride, before, behind)
-        self.encoder = encoder(kind, size, before[0], channels, stride)
+        self.encoder = encoder(kind, size, before[0], channels, stride, width)
         self.latent = LATENTS[kind](channels)
         self.decoder = decoder(kind, channels, behind[0], enlarge)
 

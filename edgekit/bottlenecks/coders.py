@@ -12,8 +12,9 @@ again. Here the stride is any power of two, one halving a stage, and a decoder t
 times the channels last and lays them out as pixels (and is u times as wide before).
 
 The encoder of size "mobile" costs a fraction: its first stage is 3×3 to c channels, and every other a depthwise 5×5 and
-a 1×1. "reduction" has batch norm and ReLU in the place of GDN, as the same paper's channel reduction and BottleFit
-(Matsubara, Callegaro, Singh, Levorato, Restuccia, 2022, arXiv 2201.02693).
+a 1×1. Widths may be others than these multiples of c: the last stage's is given, and the stages before have twice as
+many channels, or with "mobile" half. "reduction" has batch norm and ReLU in the place of GDN, as the same paper's
+channel reduction and BottleFit (Matsubara, Callegaro, Singh, Levorato, Restuccia, 2022, arXiv 2201.02693).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ Kind = Literal["entropic", "reduction"]
 Size = Literal["paper", "mobile"]
 
 
-def encoder(kind: Kind, size: Size, c_in: int, channels: int, stride: int) -> nn.Sequential:
-    """(B, c_in, H, W) to (B, channels, ⌈H / stride⌉ − 1, ⌈W / stride⌉ − 1)."""
+def encoder(kind: Kind, size: Size, c_in: int, channels: int, stride: int, width: int) -> nn.Sequential:
+    """(B, c_in, H, W) to (B, channels, ⌈H / stride⌉ − 1, ⌈W / stride⌉ − 1); the last stage has `width` channels."""
     stages = stride.bit_length() - 1
-    wide = channels if size == "mobile" else 4 * channels
-    widths = [*[wide] * (stages - 1), 2 * channels]
+    before = max(1, width // 2) if size == "mobile" else 2 * width
+    widths = [*[before] * (stages - 1), width]
     layers: list[nn.Module] = []
     for index, c_out in enumerate(widths):
         layers += [*_stage(size, c_in, c_out, first=index == 0), *_norm(kind, c_out, inverse=False)]

@@ -36,6 +36,7 @@ class InsertBottleneck:
         stride: of the latent's grid, against the encoder's input.
         shape: (C, H, W) of the network's input.
         size: of the encoder.
+        width: channels of the encoder's last stage; None stands for twice those of the latent.
         after: the module whose output the encoder takes; "" is the network's input.
     """
 
@@ -45,6 +46,7 @@ class InsertBottleneck:
     stride: int
     shape: tuple[int, int, int]
     size: Size = "paper"
+    width: Annotated[int, Gt(0)] | None = None
     after: str = ""
 
     def apply(self, module: nn.Module) -> None:
@@ -60,7 +62,8 @@ class InsertBottleneck:
             raise BadInput(f"insert_bottleneck: after = {self.after!r} does not come before the cut {self.layer!r}")
         before, left = (start.shape, start.macs_left) if start else (self.shape, 0)
         first = cuts.ends[self.after] + 1 if start else 0
-        made = Bottleneck(self.kind, self.size, self.channels, self.stride, before, cut.shape)
+        width = self.width or 2 * self.channels
+        made = Bottleneck(self.kind, self.size, self.channels, self.stride, width, before, cut.shape)
         _check_cost(made, before, cut.macs_left - left, self)
         replaced = _outermost(graph, first, cuts.ends[self.layer] + 1)
         place = next(name for name in cut.names if name in replaced)
@@ -76,7 +79,7 @@ def _check_cost(made: Bottleneck, before: Sequence[int], allowed: int, edit: Ins
         smaller = 'size = "mobile", ' if edit.size == "paper" else ""
         raise BadInput(
             f"the encoder would cost {macs / 1e6:.1f} M MACs and the part up to {edit.layer!r}, which it replaces, "
-            f"costs {allowed / 1e6:.1f} M; write {smaller}fewer channels than {edit.channels}, or a later cut"
+            f"costs {allowed / 1e6:.1f} M; write {smaller}fewer channels or a smaller width, or a later cut"
         )
 
 

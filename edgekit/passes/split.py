@@ -69,10 +69,11 @@ class Split(Training):
         beta: the weight of a bit; of an entropic bottleneck.
         stride: of the latent's grid, against the encoder's input.
         size: of the encoder, "paper" or "mobile"; it may not cost more than what it replaces.
+        width: channels of the encoder's last stage; by default twice those of the latent.
         after: the module whose output the encoder takes, where the network's own first layers are to stay before it.
         method: "two_stage" or "end_to_end". The training settings are those of the first stage or of the only one.
         tail: the training settings of the second stage.
-        encoder: a bundle whose encoder and tables are taken as they are; channels, stride and so on must be its.
+        encoder: a bundle whose encoder and tables are taken as they are; channels, stride, width and size must be its.
     """
 
     cut: str = ""
@@ -81,6 +82,7 @@ class Split(Training):
     beta: Annotated[float, Gt(0)] | None = None
     stride: Annotated[int, Ge(2)] = 4
     size: Size = "paper"
+    width: Annotated[int, Gt(0)] | None = None
     after: str = ""
     method: Literal["two_stage", "end_to_end"] = "two_stage"
     tail: Tail = dataclasses.field(default_factory=Tail)
@@ -102,8 +104,8 @@ class Split(Training):
 
     def __call__(self, net: Net, ctx: PassContext) -> Net:
         """Raises BadInput as `InsertBottleneck`, for a bundle without that encoder, or without calibration pictures."""
-        fields = (self.cut, self.bottleneck, self.channels, self.stride, ctx.input.shape, self.size, self.after)
-        student = net.edited(InsertBottleneck(*fields))
+        placed = (self.cut, self.bottleneck, self.channels, self.stride, ctx.input.shape)
+        student = net.edited(InsertBottleneck(*placed, size=self.size, width=self.width, after=self.after))
         teacher = net.clone().module.eval().requires_grad_(False)
         path, bottleneck = inserted(student.module)
         if self.encoder:
@@ -141,7 +143,7 @@ def _take_over(bottleneck: Bottleneck, other: nn.Module, spec: str) -> None:
             own.load_state_dict(its.state_dict())
         except RuntimeError as error:
             raise BadInput(
-                f"encoder = {spec!r}: is another encoder than bottleneck, channels, stride and size here say "
+                f"encoder = {spec!r}: is another encoder than bottleneck, channels, stride, width and size here say "
                 f"({str(error).splitlines()[1].strip()})"
             ) from None
 

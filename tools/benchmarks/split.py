@@ -1,6 +1,6 @@
 """Bytes on the wire and accuracy of cut networks, against sending the picture.
 
-    python tools/benchmarks/split.py                  # hours on one core; goes on where it was stopped
+    python tools/benchmarks/split.py                  # about 10 hours on one core; goes on where it was stopped
     python tools/benchmarks/split.py --part pictures  # one part; parts can run one after the other in any order
     python tools/benchmarks/split.py --write          # the JSON from what there is
 
@@ -9,10 +9,12 @@ Parts on the CIFAR-10 copy, all of one ResNet-20 that is first fine-tuned on the
     base       that network, uncut
     pictures   the picture as JPEG (the scan alone: its tables are agreed beforehand) and as WebP (without its 20 bytes
                of file header), decoded and given to the uncut network
-    entropic   a bottleneck with a prior, in two stages, by the weight of a bit
-    reduction  the same encoder and decoder with batch norm, trained without a rate, by the channels of 8 bits
+    deep       cut late: the network's own layers up to layer2, and an encoder in the place of the next block
+    light      cut early: the encoder alone, from the picture, in the place of the stem and layer1
 
-and of a given MobileNetV2 on NIPS17-1000, where 200 pictures without labels calibrate and 800 are scored:
+each of the last two with a prior, trained in two stages, by the weight of a bit (`entropic`); and with batch norm in the
+same encoder, trained alike without a rate, by the channels of 8 bits (`reduction`). Of a given MobileNetV2 on
+NIPS17-1000, where 200 pictures without labels calibrate and 800 are scored:
 
     activation the activation as it is, quantised and coded, by cut and bits; no training
 
@@ -21,6 +23,7 @@ packet is decoded again, and the tail scores what came out. JPEG and WebP leave 
 """
 
 import argparse
+import functools
 import io
 import sys
 import time
@@ -34,7 +37,7 @@ import split_nips
 from cifar10 import RECIPE
 from common import claim, write
 from PIL import Image
-from split_common import ROWS, WORK, accuracy_at, bytes_at, found, keep, through_packets
+from split_common import ROWS, WORK, Curve, accuracy_at, bytes_at, found, keep, through_packets
 
 import edgekit
 from edgekit import data as datasets
@@ -48,12 +51,16 @@ from edgekit.split import artifact
 sys.path.insert(0, str(Path(__file__).parent))
 MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 NETWORK, DATA = "cifar_resnet_20", "python:cifar10:load"
-TRAINING = "batch = 64\naugment = { flip = true, shift = 0.125 }\nscore = 0\n"
-TUNE = f'[[pass]]\nname = "finetune"\nepochs = 6\nlr = 0.02\nweight_decay = 5e-4\n{TRAINING}'
-TAIL = "tail = { epochs = 6, lr = 0.02, batch = 64, augment = { flip = true, shift = 0.125 }, score = 0 }\n"
-CUT = f'[[pass]]\nname = "split"\ncut = "layer1"\nepochs = 8\nlr = 2e-3\n{TRAINING}{TAIL}'
-BETAS, CHANNELS = (2.0, 8.0, 4.0, 1.0, 16.0, 0.5), (4, 8, 2, 12, 6)
-"""The order in which they are trained: the middle of the curve first."""
+TRAINING = ("batch = 64", "score = 0", "augment = { flip = true, shift = 0.125 }")
+TUNE = "\n".join(('[[pass]]\nname = "finetune"\nepochs = 6\nlr = 0.02\nweight_decay = 5e-4', *TRAINING))
+# Where the cut is, and the epochs of the two stages.
+CUTS = {
+    "deep": ('after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24', 5, 4),
+    "light": ('cut = "layer1"\nwidth = 48', 12, 10),
+}
+BETAS = {"deep": (4.0, 16.0, 1.0, 8.0), "light": (2.0, 1.0, 4.0, 0.5)}
+CHANNELS = {"deep": (2, 4, 1), "light": (4, 8, 2)}
+"""In the order in which they are trained: the middle of the curve first."""
 JPEG, WEBP = (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20, 10, 5), (95, 90, 80, 75, 60, 50, 40, 30, 20, 10, 5, 0)
 WEBP_HEADER_BYTES = 20
 MOST_DROP, SHARE = 1.0, 0.5
@@ -95,26 +102,31 @@ def made(name: str, spec: str, passes: str) -> Bundle:
     return edgekit.compress(spec, str(recipe), DATA, folder, resume=(folder / ".work").is_dir(), runs=8, **say)
 
 
-def cut(part: str, name: str, settings: str, **key: Any) -> None:
+def cut(part: str, head: str, settings: str, **key: Any) -> None:
     """A row of a trained cut, through packets."""
-    if found(part=part, **key):
+    if found(part=part, head=head, **key):
         return
     tuned = base()
     began = time.monotonic()
-    bundle = made(name, f"{NETWORK}?weights={tuned.path / 'weights.safetensors'}", CUT + settings)
-    found_ = through_packets(bundle.path, artifact.read(bundle), test())
-    keep({"part": part, "network": NETWORK, **key, **found_, "minutes": round((time.monotonic() - began) / 60, 1)})
+    name = f"{head}-{part}-{'-'.join(map(str, key.values()))}"
+    bundle = made(name, f"{NETWORK}?weights={tuned.path / 'weights.safetensors'}", steps(head) + settings)
+    row = through_packets(bundle.path, artifact.read(bundle), test())
+    minutes = round((time.monotonic() - began) / 60, 1)
+    keep({"part": part, "network": NETWORK, "head": head, **key, **row, "minutes": minutes})
 
 
-def entropic() -> None:
-    for beta in BETAS:
-        cut("entropic", f"entropic-{beta:g}", f"beta = {beta}\n", beta=beta)
+def steps(head: str) -> str:
+    place, epochs, tail = CUTS[head]
+    second = ", ".join((f"epochs = {tail}", "lr = 0.02", *TRAINING))
+    lines = ('[[pass]]\nname = "split"', place, f"epochs = {epochs}", *TRAINING, f"tail = {{ {second} }}")
+    return "\n".join(lines) + "\n"
 
 
-def reduction() -> None:
-    for channels in CHANNELS:
-        fields = f'bottleneck = "reduction"\nchannels = {channels}\n'
-        cut("reduction", f"reduction-{channels}", fields, channels=channels)
+def trained(head: str) -> None:
+    for beta in BETAS[head]:
+        cut("entropic", head, f"beta = {beta}\n", beta=beta)
+    for channels in CHANNELS[head]:
+        cut("reduction", head, f'bottleneck = "reduction"\nchannels = {channels}\n', channels=channels)
 
 
 def test() -> Samples:
@@ -162,38 +174,37 @@ def scan_bytes(content: bytes) -> int:
 
 
 def claims() -> list[Row]:
-    rows = common.kept(ROWS)
-    curves = {
-        "entropic": curve(row for row in rows if row["part"] == "entropic"),
-        "reduction": curve(row for row in rows if row["part"] == "reduction"),
-        "JPEG": curve(row for row in rows if row.get("format") == "JPEG"),
-        "WebP": curve(row for row in rows if row.get("format") == "WEBP"),
-    }
-    uncut = found(part="base")
-    listed = split_nips.claims(rows)
-    if uncut and all(curves.values()):
-        listed = [near_the_uncut(curves, uncut["top1"]), most_of_the_range(curves), *listed]
-    return listed
+    rows, uncut = common.kept(ROWS), found(part="base")
+    sent_ = {kind: curve(row for row in rows if row.get("format") == kind) for kind in ("JPEG", "WEBP")}
+    listed = []
+    for head in CUTS:
+        ways = {
+            part: curve(row for row in rows if (row["part"], row.get("head")) == (part, head))
+            for part in ("entropic", "reduction")
+        }
+        if uncut and all((ways | sent_).values()):
+            listed += [near_the_uncut(head, ways | sent_, uncut["top1"]), most_of_the_range(head, ways | sent_)]
+    return [*listed, *split_nips.claims(rows)]
 
 
-def curve(rows: Iterable[Row]) -> list[tuple[float, float]]:
+def curve(rows: Iterable[Row]) -> Curve:
     return sorted((row["bytes"], row["top1"]) for row in rows)
 
 
-def near_the_uncut(curves: dict[str, list[tuple[float, float]]], uncut: float) -> Row:
+def near_the_uncut(head: str, curves: dict[str, Curve], uncut: float) -> Row:
     """The fewest bytes within a point of the uncut network, over those of the best other way at that accuracy."""
     near = [point for point in curves["entropic"] if point[1] >= uncut - MOST_DROP]
     required = f"≤ {SHARE} of the fewest bytes of the other ways at an accuracy within {MOST_DROP} of {uncut:.2f}"
     if not near:
-        return claim("split.near", f"{required}; no point is that near", float("nan"), "of their bytes", False)
+        return claim(f"split.{head}.near", f"{required}; no point is that near", float("nan"), "of their bytes", False)
     size, top1 = min(near)
-    others = {name: bytes_at(curves[name], top1) for name in ("reduction", "JPEG", "WebP")}
+    others = {name: bytes_at(curves[name], top1) for name in curves if name != "entropic"}
     best = min(others, key=lambda name: others[name])
     required += f"; {size:.0f} bytes for {top1:.2f}, {best} {others[best]:.0f}"
-    return claim("split.near", required, size / others[best], "of their bytes", size <= SHARE * others[best])
+    return claim(f"split.{head}.near", required, size / others[best], "of their bytes", size <= SHARE * others[best])
 
 
-def most_of_the_range(curves: dict[str, list[tuple[float, float]]]) -> Row:
+def most_of_the_range(head: str, curves: dict[str, Curve]) -> Row:
     """On how much of the range of its bytes the entropic curve lies above all others."""
     grid = np.geomspace(curves["entropic"][0][0], curves["entropic"][-1][0], 101)
     peers = [points for name, points in curves.items() if name != "entropic"]
@@ -203,15 +214,15 @@ def most_of_the_range(curves: dict[str, list[tuple[float, float]]]) -> Row:
     ]
     share = 100 * float(np.mean(above))
     required = f"above reduction, JPEG and WebP over most of {grid[0]:.0f} to {grid[-1]:.0f} bytes"
-    return claim("split.curve", required, share, "% of the range", share > 50)
+    return claim(f"split.{head}.curve", required, share, "% of the range", share > 50)
 
 
 PARTS = {
     "base": base,
     "pictures": pictures,
-    "entropic": entropic,
-    "reduction": reduction,
     "activation": split_nips.activation,
+    "deep": functools.partial(trained, "deep"),
+    "light": functools.partial(trained, "light"),
 }
 
 if __name__ == "__main__":
