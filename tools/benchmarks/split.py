@@ -12,8 +12,8 @@ Parts on the CIFAR-10 copy, all of one ResNet-20 that is first fine-tuned on the
     deep       cut late: the network's own layers up to layer2, and an encoder in the place of the next block
     light      cut early: the encoder alone, from the picture, in the place of the stem and layer1
 
-each of the last two with a prior, trained in two stages, by the weight of a bit (`entropic`); and with batch norm in the
-same encoder, trained alike without a rate, by the channels of 8 bits (`reduction`). Of a given MobileNetV2 on
+each of the last two with a prior, trained in two stages, by the weight of a bit (`entropic`); and with batch norm in
+the same encoder, trained alike without a rate, by the channels of 8 bits (`reduction`). Of a given MobileNetV2 on
 NIPS17-1000, where 200 pictures without labels calibrate and 800 are scored:
 
     activation the activation as it is, quantised and coded, by cut and bits; no training
