@@ -18,7 +18,6 @@ import numpy as np
 from edgekit import bundle as bundles
 from edgekit import profile, report
 from edgekit import recipe as recipes
-from edgekit.bottlenecks import bottleneck_of
 from edgekit.bundle import GOLDEN, GRAPH, MANIFEST, WEIGHTS, Bundle
 from edgekit.context import PassContext, Track, no_progress
 from edgekit.data import OnError
@@ -41,7 +40,7 @@ from edgekit.recipe import Step
 from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.split import Split
 from edgekit.schema import to_json
-from edgekit.shipping import ship
+from edgekit.shipping import GOLDEN_DB, golden_db, ship
 from edgekit.split.build import crossing_of, cut_files
 from edgekit.targets import Target
 from edgekit.train.settings import Training
@@ -50,10 +49,6 @@ from edgekit.weights import load_exact
 if TYPE_CHECKING:
     import onnx
     from torch import nn
-
-GOLDEN_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 25.0, "split": 25.0}
-"""How close `verify` asks the golden outputs to be; int8 kernels round differently from one processor to another, and
-so do the symbols of a cut network."""
 
 
 def compress(
@@ -149,7 +144,7 @@ def _make(job: Job) -> None:
         aliases = bundles.save_weights(job.out / WEIGHTS, net.module)
         _check_rebuild(job, net, aliases)
         files += [WEIGHTS, GRAPH] if job.source.kind == "onnx" else [WEIGHTS]
-        sealed = {"edits": edits_to_json(net.edits), "aliases": aliases}
+        sealed = {"edits": edits_to_json(net.edits), "aliases": aliases, "golden_db": golden_db(net.module)}
     files += _cut(job, steps, files, net)
     files += sorted(path.name for kind in ("train.*.csv", "quant.*.json") for path in job.out.glob(kind))
     _seal(job, steps, files, sealed, started)
@@ -259,7 +254,7 @@ def _exported(job: Job, net: Net, wanted: Target) -> onnx.ModelProto:
         if step.run.precision is None:
             model = finish(step.run(model, job.rewrite_context(wanted)), wanted, settings.input, settings.output)
     session = runner(wanted).load(serialise(model))
-    needed = GOLDEN_DB["split"] if bottleneck_of(net.module) else PARITY_DB
+    needed = min(PARITY_DB, golden_db(net.module)["fp32"])
     for size in (1, 4):
         probe = job.probe(size)
         found = sqnr_db(torch_predict(net.module)(probe), session.run(probe))
@@ -386,6 +381,7 @@ def _seal(
         "source": to_json(job.source),
         "edits": [],
         "aliases": {},
+        "golden_db": GOLDEN_DB,
         **sealed,
         "recipe": {"name": job.recipe.name, "tables": to_json(job.recipe.tables)},
         "seed": job.seed,
@@ -393,7 +389,6 @@ def _seal(
         "input": to_json(job.recipe.input),
         "output": to_json(job.recipe.output),
         "data": {name: {"n": len(samples), "sha256": samples.sha256} for name, samples in roles},
-        "golden_db": GOLDEN_DB,
         "steps": [sized(row, job.out) for row in steps],
         "files": bundles.hashes(job.out, [*files, GOLDEN, "data.json"]),
         "runs": {
