@@ -11,7 +11,7 @@ import datetime
 import functools
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,11 @@ class Bundle:
         """SHA-256 over everything in the manifest but `runs`."""
         return seal_of(self.manifest)
 
+    @functools.cached_property
+    def _results(self) -> dict[Path, dict[str, Any]]:
+        """The later results read so far: they are never rewritten, and every table asks for them."""
+        return {}
+
     @property
     def models(self) -> list[Path]:
         """The files that ship, `model.<target>.<precision>.onnx`."""
@@ -76,12 +81,25 @@ class Bundle:
         return path
 
     def latest(self, kind: str) -> dict[str, Any] | None:
-        """The newest result of a kind that belongs to this seal."""
+        """The newest result of a kind that belongs to this seal and was found on this machine, not on a device."""
+        return next((found for found in self._newest_first(kind) if "device" not in found), None)
+
+    @property
+    def device_profiles(self) -> list[dict[str, Any]]:
+        """The newest profile of each device, and of each engine there, that belongs to this seal."""
+        newest: dict[tuple[str, ...], dict[str, Any]] = {}
+        for found in self._newest_first("profile"):
+            if "device" in found:
+                newest.setdefault((found["device"], *found["settings"]["engines"]), found)
+        return list(newest.values())
+
+    def _newest_first(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Those of a kind that belong to this seal, the newest first."""
         for path in sorted((self.path / kind).glob("*.json"), key=_written, reverse=True):
-            document = read_json(path, f"edgekit/{kind}/1")
+            document = self._results.get(path) or read_json(path, f"edgekit/{kind}/1")
+            self._results[path] = document
             if document.get("seal") == self.seal:
-                return document
-        return None
+                yield document
 
 
 def _written(path: Path) -> tuple[str, int]:

@@ -166,7 +166,8 @@ def profile_on_devices(
     track: Track = no_progress,
     log: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
-    """Profile files and bundles on devices, given as addresses and as a file of them; nothing is kept in a bundle.
+    """Profile files and bundles on devices, given as addresses and as a file of them; of one bundle alone the results
+    are kept in it.
 
     Raises:
         BadInput: as `profile_paths`, a device that is none, or no device could measure.
@@ -179,7 +180,12 @@ def profile_on_devices(
         for path in paths
         for subject in (profile.subjects(open_bundle(path)) if path.is_dir() else [_file(path, engine_name)])
     ]
-    return profile_there(_told_apart(subjects), plan, there, track, log)
+    found = profile_there(_told_apart(subjects), plan, there, track, log)
+    if len(paths) == 1 and paths[0].is_dir():
+        bundle = open_bundle(paths[0])
+        for measured in found["profiles"]:
+            bundle.add("profile", measured)
+    return found
 
 
 def _file(path: Path, engine_name: str | None) -> Subject:
@@ -230,11 +236,13 @@ def compare_files(
     """Decide whether SECOND is faster or slower than FIRST; with data (`specs`) also score both on their role `test`.
 
     Raises:
-        BadInput: a folder, a file that the engine cannot load, or as `evaluate_file`.
+        BadInput: a folder, an io file without data, a file that the engine cannot load, or as `evaluate_file`.
     """
     for path in (first, second):
         if path.is_dir():
             raise BadInput(f"{path}: compare takes two files; name one of the bundle's")
+    if io_file and not specs:
+        raise BadInput("--io says how pictures become the input of a file that is scored; give --data too")
     scores = [evaluate_file(path, list(specs), engine_name, io_file, track) for path in (first, second) if specs]
     one, two = (_subject(path, engine_name) for path in (first, second))
     if one.name == two.name:

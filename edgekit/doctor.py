@@ -17,6 +17,7 @@ EXTRAS = {
     "nvidia-ml-py": ("pynvml", "nvml"),
     "openvino": ("openvino", "openvino"),
     "prometheus-client": ("prometheus_client", "split"),
+    "zigzag-dse": ("zigzag", "zigzag"),
     "scikit-learn": ("sklearn", "digits"),
     "starlette": ("starlette", "split"),
     "tensorrt": ("tensorrt", "tensorrt"),

@@ -24,12 +24,15 @@ class Score:
 
     correct: for classification, for each sample scored, in the samples' order, whether the first choice was right: two
     networks scored on the same samples can be compared pair by pair. Empty for other tasks.
+    resampled: for other metrics, where that was asked for, what each is on resamples of the samples, the same for all
+    networks; see metrics/resample.py.
     """
 
     metrics: dict[str, float]
     n: int
     correct: tuple[bool, ...]
     skipped: int
+    resampled: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(
@@ -40,6 +43,7 @@ def evaluate(
     batch_size: int = 32,
     progress: Progress = no_progress,
     world: World = ALONE,
+    resample: bool = False,
 ) -> Score:
     """Score `predict` on all of `samples`; it takes float32 (B, C, H, W) and gives, by [output] task:
 
@@ -70,4 +74,5 @@ def evaluate(
     for rank, (counts, _, _) in enumerate(parts):
         if rank != world.rank:
             metric.merge(counts)
-    return Score(metric.result(), n, metric.correct, skipped)
+    resampled = {name: tuple(values.tolist()) for name, values in metric.resampled().items()} if resample else {}
+    return Score(metric.result(), n, metric.correct, skipped, resampled)

@@ -3,9 +3,10 @@
     metric = { max, min, max_drop, max_ratio, target, precision, device, cpu, test }
 
 `max_drop` and `max_ratio` compare with the baseline: another bundle, a baseline file, or the uncompressed network of
-the same bundle. A metric that was not measured fails. test = "point" compares the measured value itself; "significant"
-asks that the whole interval lies on one side of the limit, and what lies on both is inconclusive. So a ratio's limit is
-the effect that counts: max_ratio = 1.05 passes a network that is surely less than 5 % slower.
+the same bundle. A drop in accuracy is paired over the samples. A metric that was not measured fails. test = "point"
+compares the measured value itself; "significant" asks that the whole interval lies on one side of the limit, and what
+lies on both is inconclusive. So a ratio's limit is the effect that counts: max_ratio = 1.05 passes a network that is
+surely less than 5 % slower.
 """
 
 from __future__ import annotations
@@ -19,15 +20,10 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekit.errors import unknown
+from edgekit.metrics.resample import unpacked
+from edgekit.vocabulary import METRICS
 
 Row = dict[str, Any]
-METRICS = (
-    "params macs cio cio_paper size_bytes transport_bytes latent_bytes traffic_model_bytes weight_bytes peak_bytes "
-    "arena_bytes "
-    "resident_load_bytes resident_run_bytes load_ms latency_ms energy_j top1 top5 miou pixel_accuracy map map50 "
-    "parity_db int8_convs"
-).split()
-NOISY = ("latency_ms", "energy_j")
 LIMITS = ("max", "min", "max_drop", "max_ratio")
 Outcome = Literal["pass", "fail", "inconclusive"]
 RESAMPLES = 1000
@@ -74,9 +70,13 @@ class Gate:
         return (
             _matches(self.target, row["target"])
             and _matches(self.precision, row["precision"])
-            and _matches(self.device, row.get("device", "local"))
+            and _matches(self.device, _device(row))
             and (cpus is None or any(_matches(cpu, row.get("cpu", "")) for cpu in cpus))
         )
+
+
+def _device(row: Row) -> str:
+    return str(row.get("device", "local"))
 
 
 def _matches(glob: str | None, name: str) -> bool:
@@ -123,7 +123,8 @@ def judge(
         for gate in wanted:
             chosen = [row for row in rows if gate.names(row)]
             if not chosen:
-                reason = "no file of that target and precision was measured on that device and processor"
+                devices = ", ".join(dict.fromkeys(map(_device, rows))) or "no device"
+                reason = f"no file of that target, precision, device and processor was measured; devices: {devices}"
                 verdicts += [
                     Verdict(metric, "-", rule, limit, "fail", reason=reason) for rule, limit in gate.limits.items()
                 ]
@@ -138,9 +139,10 @@ def judge(
 
 def _judge(metric: str, gate: Gate, rule: str, row: Row, baseline: Row | None) -> Verdict:
     limit = gate.limits[rule]
+    file = f"{row['file']} on {row['device']}" if "device" in row else row["file"]
 
     def failed(reason: str) -> Verdict:
-        return Verdict(metric, row["file"], rule, limit, "fail", reason=reason)
+        return Verdict(metric, file, rule, limit, "fail", reason=reason)
 
     if row.get(metric) is None:
         return failed("not measured")
@@ -153,7 +155,8 @@ def _judge(metric: str, gate: Gate, rule: str, row: Row, baseline: Row | None) -
         return failed(_without(metric, baseline))
     if not all(map(math.isfinite, found)):
         return failed(f"measured as {found[0]}, which is no number to judge")
-    return Verdict(metric, row["file"], rule, limit, _decide(rule, limit, *found, gate.test or _test(metric)), *found)
+    outcome = _decide(rule, limit, *found, gate.test or _test(metric))
+    return Verdict(metric, file, rule, limit, outcome, *found, NOT_PAIRED if found[1:] == ANY_DROP else "")
 
 
 def _compared(metric: str, rule: str, row: Row, baseline: Row) -> tuple[float, float, float] | None:
@@ -162,10 +165,15 @@ def _compared(metric: str, rule: str, row: Row, baseline: Row) -> tuple[float, f
         return None
     if rule == "max_ratio" and metric == "latency_ms":
         return latency_ratio(row, baseline)
-    if rule == "max_drop" and metric == "top1" and row.get("correct") and baseline.get("correct"):
-        return _drop(baseline, row)
+    if metric.startswith("latency_") and not same_run(row, baseline):
+        return None
     reference, point = _spread(baseline[metric])[0], _spread(row[metric])[0]
-    result = reference - point if rule == "max_drop" else point / reference if reference else math.inf
+    if rule == "max_ratio":
+        result = point / reference if reference else math.inf
+    else:
+        result = round(reference - point, 9)  # 98.4 - 98.1 is a little more than 0.3 in binary
+        if METRICS[metric].accuracy:
+            return result, *_likely_drop(metric, baseline, row)
     return result, result, result
 
 
@@ -189,7 +197,11 @@ def same_run(row: Row, baseline: Row) -> bool:
 
 def _without(metric: str, baseline: Row | None) -> str:
     """Why there is nothing to compare with."""
-    if metric == "latency_ms" and baseline and baseline.get(metric):
+    if metric.startswith("latency_") and baseline and "device" in baseline:
+        return (
+            "the baseline was measured there beside another network; profile both bundles on one device, or give none"
+        )
+    if metric.startswith("latency_") and baseline and baseline.get(metric):
         return "the baseline's latency is of another run; give its bundle, whose file is measured beside this one"
     return "the baseline has no such metric"
 
@@ -198,24 +210,48 @@ def _spread(value: Any) -> tuple[float, float, float]:
     return (value["median"], value["low"], value["high"]) if isinstance(value, dict) else (value, value, value)
 
 
-def _drop(baseline: Row, row: Row) -> tuple[float, float, float]:
-    """Drop in top-1 points with a bootstrap interval, paired where both were scored on the same samples."""
-    before, after = (100 * np.array([c == "1" for c in item["correct"]], float) for item in (baseline, row))
-    rng = np.random.default_rng(0)
-    if baseline.get("other_samples"):
-        drops = _means(rng, before) - _means(rng, after)
-    else:
-        drops = _means(rng, before - after)
+ANY_DROP = (-100.0, 100.0)
+NOT_PAIRED = "not paired: of one of the two it is not known what it got right sample by sample"
+
+
+def _likely_drop(metric: str, baseline: Row, row: Row) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the drop in points, paired where both were scored on the same samples; ANY_DROP
+    where too little was kept of one of them."""
+    drops = _top1_drops(baseline, row) if metric == "top1" else _resampled_drops(metric, baseline, row)
+    if drops is None:
+        return ANY_DROP
     low, high = np.quantile(drops, [0.025, 0.975])
-    return float(before.mean() - after.mean()), float(low), float(high)
+    return float(low), float(high)
+
+
+def _top1_drops(baseline: Row, row: Row) -> np.ndarray | None:
+    texts = (item.get("correct", "").encode() for item in (baseline, row))
+    before, after = (np.frombuffer(text, np.int8) - ord("0") for text in texts)
+    if not len(before) or not len(after):
+        return None
+    rng = np.random.default_rng(0)
+    if baseline.get("other_samples") or len(before) != len(after):
+        return _means(rng, before) - _means(rng, after)
+    return _means(rng, before - after)
 
 
 def _means(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    return rng.choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    """Means, in percent, of resamples of whole numbers: how often each number is drawn is multinomial."""
+    numbers, counts = np.unique(values, return_counts=True)
+    return 100 * (rng.multinomial(len(values), counts / len(values), RESAMPLES) @ numbers) / len(values)
+
+
+def _resampled_drops(metric: str, baseline: Row, row: Row) -> np.ndarray | None:
+    kept = [item.get("resampled") or {} for item in (baseline, row)]
+    if not all(metric in texts for texts in kept):
+        return None
+    before, after = (unpacked(texts[metric]) for texts in kept)
+    # Beside each other's next resample the two are independent, as they are of other samples.
+    return before - (np.roll(after, 1) if baseline.get("other_samples") else after)
 
 
 def _test(metric: str) -> str:
-    return "significant" if metric in NOISY else "point"
+    return "significant" if METRICS[metric].noisy else "point"
 
 
 def _decide(rule: str, limit: float, point: float, low: float, high: float, test: str) -> Outcome:

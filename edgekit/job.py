@@ -26,7 +26,7 @@ from edgekit.evaluate import Score, evaluate
 from edgekit.export import serialise
 from edgekit.files import file_sha256, read_json, write_json
 from edgekit.graph import trace
-from edgekit.latency import LatencyModel, layer_table
+from edgekit.latency import LatencyModel, Table, kept_table, layer_table
 from edgekit.net import Edit, Net, Source, build, edits_from_json, edits_to_json, parse_spec, weights_path
 from edgekit.onnx_file import io_tables, read
 from edgekit.parallel import ALONE, World
@@ -79,11 +79,6 @@ class Job:
     def base_file(self) -> str:
         return f"base.{self.targets[0].name}.fp32.onnx"
 
-    @property
-    def budgets_latency(self) -> bool:
-        """Whether a pass of the recipe prunes to a share of the latency."""
-        return any("latency" in getattr(step.run, "budget", {}) for step in self.recipe.passes)
-
     def probe(self, size: int) -> np.ndarray:
         """The first `size` images of a fixed draw from the test role, preprocessed: (size, C, H, W)."""
         samples = self.data.role("test").subset(size, self.seed)
@@ -101,10 +96,12 @@ class Job:
         role: str = "test",
         world: World = ALONE,
         io: tuple[Input, Output] | None = None,
+        resample: bool = False,
     ) -> Score:
         """Metrics of the network, or of a file that takes and gives what `io` says."""
         input, output = io or self.recipe.plain
-        return evaluate(predict, self.data.role(role), input, output, progress=self.track, world=world)
+        samples = self.data.role(role)
+        return evaluate(predict, samples, input, output, progress=self.track, world=world, resample=resample)
 
     def rewrite_context(self, wanted: Target) -> RewriteContext:
         settings = self.recipe
@@ -156,19 +153,24 @@ class Job:
         }
 
     def latency(self, net: Net) -> LatencyModel:
-        """The latency of `net` and its narrower forms on this machine, from a table that is measured once and kept.
+        """The latency of `net` and its narrower forms, from the recipe's table, or on this machine from one that is
+        measured once and kept.
 
         Raises:
-            BadInput: the network cannot be measured, or what the cache holds cannot be used.
+            BadInput: the network cannot be measured, or the table cannot be used.
         """
         known = (self.model, net.edits)
         if known not in self.tables:
-            table = layer_table(net, self.recipe.input, self.threads, self.track) if self.world.first else None
-            agreed = self.world.agreed(table)
+            agreed = self.world.agreed(self._table(net) if self.world.first else None)
             assert agreed is not None
             self.log(f"latency table: {agreed}")
             self.tables[known] = agreed.model
         return self.tables[known]
+
+    def _table(self, net: Net) -> Table:
+        if self.recipe.latency.table:
+            return kept_table(Path(self.recipe.latency.table), net, self.recipe.input)
+        return layer_table(net, self.recipe.input, self.threads, self.track)
 
     def network(self, spec: str) -> nn.Module:
         """The module of a bundle, or of a MODEL with trained weights, for this recipe's input.

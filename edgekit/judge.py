@@ -30,8 +30,8 @@ def judge(
     """Judge gates on what a bundle measured, against a baseline or its own uncompressed network.
 
     Args:
-        seconds: for each ratio of latencies that is not known yet: the bundle's profile does not hold it, or it lies on
-            both sides of the limit.
+        seconds: for each ratio of latencies here that is not known yet: the bundle's profile does not hold it, or it
+            lies on both sides of the limit. On devices nothing is measured anew.
     """
     against = baseline or own_baseline(bundle)
     measured = bundle.latest("profile") or {"settings": {"threads": 1}}
@@ -39,14 +39,14 @@ def judge(
 
     def beside(row: Row, other: Row, limit: float) -> Row:
         runs = target(row["target"]).engine
-        if against.bundle is None or _known(row, other, limit) or engine(runs).missing():
+        if against.bundle is None or "device" in row or _known(row, other, limit) or engine(runs).missing():
             return row
         first = Subject("baseline", against.bundle.path / other["file"], runs)
         found = compare(first, Subject("this", bundle.path / row["file"], runs), plan, max_ratio=limit, track=track)
         pair = {"ratio_to": other["file"], "ratio_sha256": other["sha256"]}
         return {**row, **pair, "latency_ratio": found["ratio"] or UNKNOWN}
 
-    return gate.judge(gates, report.shipped(bundle), against.row, beside)
+    return gate.judge(gates, report.judged(bundle), against.row, beside)
 
 
 def _known(row: Row, other: Row, limit: float) -> bool:

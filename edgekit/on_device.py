@@ -32,6 +32,7 @@ from edgekit.machine import machine
 from edgekit.net import Net, build, parse_spec
 from edgekit.onnx_file import read_io, whole
 from edgekit.parity import decibels
+from edgekit.profile.plan import Plan
 
 CHUNK_BYTES = 32 << 20
 """The most that is sent to a device at once."""
@@ -190,7 +191,9 @@ class Answers:
 
 def layer_tables(
     models: Sequence[str],
-    threads: int,
+    plan: Plan,
+    engine_name: str | None,
+    input_size: int | None,
     devices: Sequence[str],
     fleet: Path | None,
     track: Track = no_progress,
@@ -199,16 +202,24 @@ def layer_tables(
     """Measure the layers of MODELs, for budgets of latency, on each device or here; the tables are kept in the cache.
 
     Raises:
-        BadInput: a model that is no network of PyTorch, no device could measure, or as `layer_table`.
+        BadInput: a model that is no network of PyTorch, another engine or more of a plan than its threads, no device
+            could measure, or as `layer_table`.
     """
-    nets = {spec: _network(spec) for spec in models}
+    others = [option for option in plan.options if option != "--threads"]
+    others += ["--engine"] if engine_name not in (None, "onnxruntime") else []
+    if others:
+        raise BadInput(
+            f"--layer-table: is measured in ONNX Runtime, at batch 1, in rounds of its own; leave out "
+            f"{', '.join(others)}"
+        )
+    nets = {spec: _network(spec, input_size) for spec in models}
     if not devices and fleet is None:
-        here = {spec: layer_table(*net, threads, track) for spec, net in nets.items()}
+        here = {spec: layer_table(*net, plan.threads, track) for spec, net in nets.items()}
         found, failed = {"here": here}, dict[str, str]()
     else:
         found, failed = on_devices(
             addresses(devices, fleet),
-            lambda device, tell: {spec: table_there(*net, threads, device, tell) for spec, net in nets.items()},
+            lambda device, tell: {spec: table_there(*net, plan.threads, device, tell) for spec, net in nets.items()},
             track,
             log,
         )
@@ -216,12 +227,12 @@ def layer_tables(
     return {"schema": "edgekit/layer-tables/1", "rows": rows, "failed": failed}
 
 
-def _network(spec: str) -> tuple[Net, Input]:
-    """A MODEL, and the input that its card gives."""
+def _network(spec: str, input_size: int | None) -> tuple[Net, Input]:
+    """A MODEL, and its input, by default of the size that its card gives."""
     source = parse_spec(spec)
     if source.kind == "onnx":
         raise BadInput(f"{spec}: a layer table is of a network whose channels can be removed; give a MODEL of the zoo")
-    return Net(source, (), build(source, trust=True)), Input(size=input_shape(spec.partition("?")[0], None)[1])
+    return Net(source, (), build(source, trust=True)), Input(size=input_shape(spec.partition("?")[0], input_size)[1])
 
 
 def _table_row(name: str, spec: str, table: Table) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from edgekit.rewrites import REWRITES
 from edgekit.schema import parse
 from edgekit.targets import target
 
-SECTIONS = ("input", "output", "pass", "rewrite", "export", "gates")
+SECTIONS = ("input", "output", "pass", "rewrite", "latency", "export", "gates")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,17 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Latency:
+    """[latency]: what budgets of latency count with.
+
+    table: a file of layer times, as `edgekit profile MODEL --layer-table --device ADDRESS` keeps one; without, the
+        layers are measured on this machine.
+    """
+
+    table: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Step:
     """A pass or rewrite under the name it has in the recipe."""
 
@@ -69,8 +80,14 @@ class Recipe:
     output: Output
     passes: tuple[Step, ...]
     rewrites: tuple[Step, ...]
+    latency: Latency
     export: Export
     gates: dict[str, tuple[Gate, ...]]
+
+    @property
+    def budgets_latency(self) -> bool:
+        """Whether a pass prunes to a share of the latency."""
+        return any("latency" in getattr(step.run, "budget", {}) for step in self.passes)
 
     @property
     def plain(self) -> tuple[Input, Output]:
@@ -125,9 +142,15 @@ def from_tables(tables: Mapping[str, Any], name: str, where: str) -> Recipe:
         output=parse(Output, tables.get("output", {}), f"{where} [output]"),
         passes=_steps(tables.get("pass", []), "pass", PASSES, where),
         rewrites=rewrites,
+        latency=parse(Latency, tables.get("latency", {}), f"{where} [latency]"),
         export=parse(Export, tables.get("export", {}), f"{where} [export]"),
         gates=parse_gates(tables.get("gates", {}), f"{where} [gates]"),
     )
+    if made.latency.table and not made.budgets_latency:
+        raise BadInput(
+            f"{where} [latency]: no pass has a budget of latency; write for example budget = {{ latency = 0.7 }} into "
+            "[[pass]], or leave [latency] out"
+        )
     check_plain(*made.plain, where)
     try:
         _ = made.shipped
@@ -161,11 +184,13 @@ def _check_precisions(rewrites: Sequence[Step], where: str) -> None:
 
 def parse_gates(tables: Any, where: str) -> dict[str, tuple[Gate, ...]]:
     """`metric = { … }` or `metric = [{ … }, { … }]` for several limits."""
+    if not isinstance(tables, dict):
+        raise BadInput(f"{where}: gates = {tables!r}; write a table of metrics, headed [gates]")
     check_names(tables, where)
     gates = {}
     for metric, value in tables.items():
         items = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, dict) for item in items):
+        if not items or not all(isinstance(item, dict) for item in items):
             raise BadInput(f"{where}: {metric} = {value!r}; write for example {metric} = {{ max = 1.0 }}")
         gates[metric] = tuple(parse(Gate, item, f"{where} {metric}") for item in items)
     return gates

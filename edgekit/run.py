@@ -31,6 +31,7 @@ from edgekit.graph_onnx import onnx_cost
 from edgekit.job import Job, prepare, seed_torch, torch_predict, versions
 from edgekit.judge import judge
 from edgekit.machine import machine
+from edgekit.metrics.resample import packed
 from edgekit.net import Net, edits_to_json, state_sha256
 from edgekit.onnx_file import read, read_io
 from edgekit.parallel import join
@@ -214,15 +215,17 @@ def _run_pass(step: Step, net: Net, ctx: PassContext) -> Net:
     return result
 
 
-def _predicted(job: Job, base: Net, net: Net) -> dict[str, float]:
+def _predicted(job: Job, base: Net, net: Net) -> dict[str, Any]:
     """What a recipe that budgets latency foresees for a network, for its row; all processes must ask."""
-    if not job.budgets_latency:
+    if not job.recipe.budgets_latency:
         return {}
     ctx = job.pass_context(0, base, base)
-    return {"latency_predicted": ctx.layer_latency(net).latency_ms(net.module) / ctx.latency(base).full_ms}
+    share = ctx.layer_latency(net).latency_ms(net.module) / ctx.latency(base).full_ms
+    table = job.recipe.latency.table
+    return {"latency_predicted": share, **({"latency_table": Path(table).name} if table else {})}
 
 
-def _stage(job: Job, net: Net, stage: str, path: Path, index: int, predicted: dict[str, float]) -> dict[str, Any]:
+def _stage(job: Job, net: Net, stage: str, path: Path, index: int, predicted: dict[str, Any]) -> dict[str, Any]:
     """Export a network, score it in PyTorch and as a file; the row is kept for a resumed run."""
     record = job.work / f"row-{index:02}.json"
     if not (record.is_file() and path.is_file()):
@@ -343,7 +346,7 @@ def _row(
 ) -> dict[str, Any]:
     """What is known of a file: its cost, its bytes, and its metrics in the engine that the row names."""
     runtime = runner(wanted)
-    score = job.score(runtime.load(path).run, io=read_io(path))
+    score = job.score(runtime.load(path).run, io=read_io(path), resample=True)
     where = "" if runtime.reason is None else f" ({runtime})"
     job.log(f"{stage}: " + ", ".join(f"{name} {value:.2f}" for name, value in score.metrics.items()) + where)
     return {
@@ -362,6 +365,7 @@ def _row(
         "n": score.n,
         "skipped": score.skipped,
         "correct": "".join("1" if hit else "0" for hit in score.correct),
+        "resampled": {name: packed(np.array(values)) for name, values in score.resampled.items()},
     }
 
 

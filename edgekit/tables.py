@@ -87,6 +87,23 @@ def show_traffic(found: dict[str, Any], layers: bool) -> None:
     parts = ", ".join(f"{part} {size / 1e6:.2f}" for part, size in found["model_parts"].items())
     print(f"modelled, MB: {parts}")
     print(f"measured by {by['provider']}" if by else "measured: no; --measure cachegrind does, in a minute or more")
+    if "cross_check" in found:
+        show_cross_check(found["cross_check"])
+
+
+def show_cross_check(found: dict[str, Any]) -> None:
+    """What another program counts for an accelerator, beside the bytes of each layer's tensors."""
+    made = make(
+        "layer", "weights", "in", "out", "all", "each tensor once", title=f"{found['by']} {found['version']}, bytes"
+    )
+    keys = ("weights_bytes", "input_bytes", "output_bytes", "traffic_bytes", "once_bytes")
+    for row in found["layers"]:
+        made.add_row(row["layer"], *(f"{row.get(key, 0):,}" for key in keys))
+    made.add_row("total", *(f"{sum(row.get(key, 0) for row in found['layers']):,}" for key in keys))
+    show(made)
+    print(f"int8 on {found['accelerator']}, between its last memory and the one before")
+    for name in found["uncounted"]:
+        print(f"{name}: not counted by {found['by']}")
 
 
 def show_traffic_layers(rows: Sequence[dict[str, Any]]) -> None:
@@ -200,16 +217,35 @@ def _show_others(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _show_layers(row: dict[str, Any], most: int) -> None:
+    if "layers_unknown" in row:
+        print(f"{row['file']}: layers not measured: {row['layers_unknown']}")
     if "layers" not in row:
         return
     *layers, other = row["layers"]
     slowest = sorted(layers, key=lambda layer: -layer["ms"])
     whole = row["layers_whole_ms"]
-    made = make("layer", "kind", "ms", "%", title=f"{row['file']}, {digits(whole)} ms in these rounds")
+    made = make(
+        "layer", "kind", "ms", "%", "traffic", "least ms", title=f"{row['file']}, {digits(whole)} ms in these rounds"
+    )
     rest = {"layer": f"{len(slowest) - most} more", "kind": "", "ms": sum(item["ms"] for item in slowest[most:])}
     for item in [*slowest[:most], *([rest] if slowest[most:] else []), other]:
-        made.add_row(item["layer"], item["kind"], f"{item['ms']:.3f}", f"{100 * item['ms'] / whole:.1f}")
+        share = f"{100 * item['ms'] / whole:.1f}"
+        made.add_row(item["layer"], item["kind"], f"{item['ms']:.3f}", share, *_traffic_cells(row, item["layer"]))
     show(made)
+    if "traffic_layers_unknown" in row:
+        print(f"{row['file']}: traffic of layers not modelled: {row['traffic_layers_unknown']}")
+
+
+def _traffic_cells(row: dict[str, Any], layer: str) -> tuple[str, str]:
+    """The modelled traffic of a layer, and its time at least, by compute (c) or memory (m)."""
+    found = [item for item in row.get("traffic_layers", []) if item["layer"] == layer]
+    if not found:
+        return "", ""
+    moved = si(sum(item["traffic_model_bytes"] for item in found))
+    if "least_ms" not in found[0]:
+        return moved, ""
+    slowest = max(found, key=lambda item: item["least_ms"])
+    return moved, f"{sum(item['least_ms'] for item in found):.3f}{slowest['bound'][0]}"
 
 
 def _show_conditions(found: dict[str, Any], engines: dict[str, str]) -> None:

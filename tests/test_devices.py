@@ -96,6 +96,12 @@ def test_a_file_is_measured_there(device, server):
     assert not any(server.jobs.iterdir()), "a result that was taken stays there"
 
 
+def test_asking_what_it_is_leaves_the_runner_there_and_nothing_else(device, server):
+    machine, version = device.identity()
+    assert machine["cores"] == os.cpu_count() and version == engine("onnxruntime").version()
+    assert [path.name for path in server.files.iterdir()] == [runner(device)]
+
+
 def test_outputs_come_back(device):
     x = array(3, 4, 8, 8)
     found = device.run(job(device, kind="run", inputs=device.send(npy(x), ".npy")), output_bytes=4000)

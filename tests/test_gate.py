@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from edgekit import report
+from edgekit.errors import BadInput
 from edgekit.gate import Gate, exit_code, judge
+from edgekit.metrics.resample import RESAMPLES, packed
+from edgekit.recipe import parse_gates
+from edgekit.vocabulary import METRICS
 
 
 def row(**values):
@@ -102,6 +106,74 @@ def test_accuracy_drop_is_paired_over_the_same_samples():
     assert outcome("top1", Gate(max_drop=5.0, test="significant"), found, base) == "pass"
     assert outcome("top1", Gate(max_drop=0.5, test="significant"), found, base) == "fail"
     assert outcome("top1", Gate(max_drop=1.8, test="significant"), found, base) == "inconclusive"
+
+
+def test_a_drop_that_is_the_limit_passes():
+    assert 98.4 - 98.1 > 0.3, "in binary"
+    assert outcome("top1", Gate(max_drop=0.3), row(top1=98.1), {"file": "base", "top1": 98.4}) == "pass"
+
+
+def test_the_interval_is_that_of_resampled_answers():
+    rng = np.random.default_rng(1)
+    before, after = (rng.random((2, 2000)) < [[0.9], [0.88]]).astype(int)
+    texts = ["".join(map(str, hits)) for hits in (before, after)]
+    base = {"file": "base", "top1": 100 * before.mean(), "correct": texts[0]}
+    (verdict,) = judge({"top1": [Gate(max_drop=1)]}, [row(top1=100 * after.mean(), correct=texts[1])], lambda _r: base)
+    drops = [100 * (before - after)[rng.integers(0, 2000, 2000)].mean() for _ in range(2000)]
+    assert (verdict.low, verdict.high) == pytest.approx(np.quantile(drops, [0.025, 0.975]), abs=0.4)
+
+
+def resampled(spread: float, mean: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, spread, RESAMPLES)
+
+
+@pytest.mark.parametrize("metric", ["miou", "map", "top5"])
+def test_drops_of_other_metrics_are_paired_resample_by_resample(metric):
+    before = resampled(2.0, 60.0)
+    after = before - resampled(0.1, 1.0, seed=1)
+    base, found = (row(**{metric: values.mean(), "resampled": {metric: packed(values)}}) for values in (before, after))
+    for limit, expected in ((1.5, "pass"), (0.5, "fail"), (1.0, "inconclusive")):
+        assert outcome(metric, Gate(max_drop=limit, test="significant"), found, base) == expected
+    elsewhere = base | {"other_samples": True}
+    assert outcome(metric, Gate(max_drop=1.5, test="significant"), found, elsewhere) == "inconclusive"
+
+
+@pytest.mark.parametrize("metric", ["miou", "map", "top1"])
+def test_without_what_was_right_a_drop_is_undecided_and_says_so(metric):
+    found, base = row(**{metric: 59.0}), row(**{metric: 60.0})
+    (verdict,) = judge({metric: [Gate(max_drop=5, test="significant")]}, [found], lambda _row: base)
+    assert verdict.outcome == "inconclusive" and "not paired" in report.verdict_line(verdict)
+    assert "not paired" in report.verdicts_markdown([verdict])
+    assert outcome(metric, Gate(max_drop=5), found, base) == "pass"
+
+
+def test_answers_of_unequal_number_are_not_paired():
+    found, base = row(top1=50.0, correct="01" * 20), row(top1=50.0, correct="01" * 21)
+    (verdict,) = judge({"top1": [Gate(max_drop=1)]}, [found], lambda _row: base)
+    assert verdict.low < verdict.value == 0 < verdict.high
+
+
+@pytest.mark.parametrize("rule", ["max_drop", "max_ratio"])
+@pytest.mark.parametrize("metric", ["latency_ms", "latency_p99_ms"])
+def test_times_of_two_runs_are_never_compared(metric, rule):
+    found, base = row(**{metric: 1.0}), row(**{metric: 2.0})
+    (verdict,) = judge({metric: [Gate(**{rule: 5.0})]}, [found], lambda _row: base)
+    assert verdict.outcome == "fail" and "another run" in verdict.reason
+
+
+def test_an_unknown_metric_is_told_all_known_ones():
+    with pytest.raises(BadInput, match="unknown metric 'speed'") as error:
+        parse_gates({"speed": {"min": 1}}, "gates.toml")
+    assert str(error.value).endswith(", ".join(sorted(METRICS)))
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [5, {"top1": 5}, {"top1": []}, {"top1": [5]}, {"top1": {}}, {"top1": {"minimum": 5}}, {"top1": {"min": "a"}}],
+)
+def test_what_is_no_gate_is_refused(tables):
+    with pytest.raises(BadInput, match=r"gates\.toml"):
+        parse_gates(tables, "gates.toml")
 
 
 def test_exit_codes():

@@ -49,7 +49,7 @@ def measure(folder: Path, content: bytes = b"onnx", **changes) -> dict:
     model = folder / "0123.onnx"
     model.write_bytes(content)
     options = build_options(TENSORRT["tensorrt"], shapes), [shape_option("shapes", 1, shapes)]
-    file = {"name": "a.onnx", "path": str(model), "build": options[0], "shapes": options[1]}
+    file = {"name": "a.onnx", "path": str(model), "batch": 1, "build": options[0], "shapes": options[1]}
     job = {
         "schema": "edgekit/job/1", "kind": "time", "engine": "tensorrt", "runs": 25, "seconds": None, "batch": 1,
         "seed": 0, "files": [file], "runner": measuring.__file__, **changes,

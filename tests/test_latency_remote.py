@@ -1,20 +1,26 @@
 """Layer tables of devices, on made-up times; no timing is asserted."""
 
+import dataclasses
 import json
 
 import numpy as np
 import onnx
 import pytest
 
+import edgekit
+from edgekit import report
+from edgekit.data import Input
 from edgekit.devices.address import parse_address
 from edgekit.devices.device import Device, Found
 from edgekit.edits import layer_channels
 from edgekit.errors import BadInput
-from edgekit.latency import table_key
+from edgekit.latency import kept_table, table_key
 from edgekit.latency.remote import _measured, _operators, table_there
 from edgekit.latency.variants import Variant
 from edgekit.net import Net, build, parse_spec
 from edgekit.profile import Plan
+from edgekit.recipe import from_tables
+from tests.conftest import IO
 from tests.nets import calibrate
 from tests.onnx_models import array, one
 from tests.test_cli import run
@@ -88,6 +94,49 @@ def test_a_table_of_a_device_is_measured_there_and_kept_here(net):
     )
     assert table_there(net, INPUT, 1, board, None) == table and len(board.jobs) == 2, "it is measured again"
     assert table.key != table_key(net, INPUT, 1), "it is taken for this machine's"
+
+
+def test_a_recipe_counts_with_the_table_of_a_device(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    source = parse_spec("tests.nets:tiny")
+    net = Net(source, (), build(source, trust=True))
+    table = table_there(net, Input(size=16, mean=(0.5,), std=(0.5,)), 1, Board(), None)
+    kept = table.key.path.rename(tmp_path / "pi5.json")
+    monkeypatch.setattr("edgekit.job.layer_table", lambda *_: pytest.fail("it is measured here"))
+    latency = f'[latency]\ntable = "{kept}"\n'
+    (tmp_path / "r.toml").write_text(f'{IO}\n[[pass]]\nname = "prune"\nbudget = {{ latency = 0.7 }}\n{latency}')
+    made = edgekit.compress("tests.nets:tiny", str(tmp_path / "r.toml"), data, tmp_path / "out", runs=8)
+    pruned = made.manifest["steps"][1]
+    assert pruned["latency_table"] == "pi5.json" and pruned["latency_predicted"] <= 0.7
+    assert pruned["latency_predicted"] == pytest.approx(table.model.ratio(edgekit.load(made.path, trust=True)))
+    (line,) = report.predictions(made)
+    assert line.endswith("of the base's predicted, by pi5.json")
+
+
+def test_a_table_that_a_recipe_cannot_count_with(net, tmp_path):
+    table = table_there(net, INPUT, 1, Board(), None)
+    assert kept_table(table.key.path, net, INPUT) == table
+    with pytest.raises(BadInput, match=r"another network, or at another input size.*--input-size 32"):
+        kept_table(table.key.path, net, dataclasses.replace(INPUT, size=32))
+    with pytest.raises(BadInput, match=r"gone\.json: no such file"):
+        kept_table(tmp_path / "gone.json", net, INPUT)
+    (tmp_path / "p.json").write_text('{"schema": "edgekit/profile/1"}')
+    with pytest.raises(BadInput, match="its schema is not edgekit/latency-table"):
+        kept_table(tmp_path / "p.json", net, INPUT)
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"latency": {"table": "pi.json"}}, "no pass has a budget of latency"),
+        ({"latency": {"file": "pi.json"}}, r"\[latency\].*file"),
+    ],
+)
+def test_a_section_of_latency_that_says_nothing(tables, said):
+    with pytest.raises(BadInput, match=said):
+        from_tables(
+            {"input": {"size": 8}, "pass": [{"name": "prune", "budget": {"macs": 0.5}}], **tables}, "r", "r.toml"
+        )
 
 
 @pytest.mark.parametrize("changes", [{"error": "no kernel"}, {"times_ms": []}])

@@ -10,7 +10,19 @@ ROOT = Path(__file__).parents[1] / "edgekit"
 # Left to right: a module imports only from its own group or from groups to its left.
 LAYERS = [
     {"errors"},
-    {"files", "schema", "progress", "parallel", "parity", "terminal", "onnx_data", "machine", "devices", "statistics"},
+    {
+        "files",
+        "schema",
+        "progress",
+        "parallel",
+        "parity",
+        "terminal",
+        "onnx_data",
+        "machine",
+        "devices",
+        "statistics",
+        "vocabulary",
+    },
     {"cards", "targets", "data", "nets"},
     {"coded", "onnx_codes", "projected", "masked", "shift"},
     {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"}
@@ -36,7 +48,7 @@ LAYERS = [
     {"bisect", "deploy", "on_device", "sweep", "tables"},
     {"cli", "__main__"},
 ]
-LONGER = {"devices/runner.py": 560}
+LONGER = {"devices/runner.py": 600}
 """It is sent to devices as one file."""
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from onnx import helper
 
+from edgekit.bundle import open_bundle
 from edgekit.data import Output
 from edgekit.devices.address import parse_address
 from edgekit.devices.device import Device, Found
@@ -41,6 +43,44 @@ def test_files_are_profiled_on_several_devices(server, bundle, tmp_path):
     assert [row["file"] for row in profile["rows"]] == [path.name for path in files]
     assert all(row["latency_ms"]["n"] == 8 and row["layers"] for row in profile["rows"])
     assert list(found["failed"]) == ["hall"] and "cannot be reached" in found["failed"]["hall"]
+
+
+GATES = """
+latency_ms = [{ max = 1e6, device = "kitchen" }, { max = 1e-6, device = "kit*" }, { max = 1e6 },
+              { max_ratio = 1e6, device = "kitchen" }, { max = 1e6, device = "hall" }]
+top1 = { min = 0, device = "kitchen", precision = "int8" }
+size_bytes = { max_ratio = 9.0, device = "kitchen" }
+"""
+
+
+def test_gates_of_a_device_are_decided_by_what_a_bundle_keeps_of_it(server, bundle, tmp_path):
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    made = open_bundle(tmp_path / "bundle")
+    here = made.latest("profile")
+    (tmp_path / "fleet.toml").write_text(f'kitchen = "ssh://127.0.0.1:{server.port}"\n')
+    (tmp_path / "gates.toml").write_text(GATES)
+    run("profile", made.path, "--runs", "8", "--fleet", tmp_path / "fleet.toml")
+    (there,) = made.device_profiles
+    assert there["device"] == "kitchen" and there["machine"]["cpu"] and there["seal"] == made.seal
+    assert made.latest("profile") == here, "a device's times are taken for this machine's"
+
+    out, _ = run("gate", made.path, "--gates", tmp_path / "gates.toml", "--json", code=1)
+    found = [(row["metric"], row["file"], row["rule"], row["outcome"]) for row in json.loads(out)["verdicts"]]
+    names = [path.name for path in made.models]
+    on = [f"{name} on kitchen" for name in names]
+    assert found == [
+        *[("latency_ms", name, "max", "pass") for name in on],
+        *[("latency_ms", name, "max", "fail") for name in on],
+        *[("latency_ms", name, "max", "pass") for name in names],
+        *[("latency_ms", name, "max_ratio", "pass") for name in on],
+        ("latency_ms", "-", "max", "fail"),
+        ("top1", f"{made.model('onnxruntime', 'int8').name} on kitchen", "min", "fail"),
+        *[("size_bytes", name, "max_ratio", "pass") for name in on],
+    ]
+    reasons = [row["reason"] for row in json.loads(out)["verdicts"] if row["file"] == "-"]
+    assert reasons[0].endswith("devices: local, kitchen")
+    shown, _ = run("report", made.path)
+    assert all(f"{name} on kitchen ({there['machine']['cpu']}): " in shown for name in names)
 
 
 def test_the_table_of_a_fleet(server, bundle, monkeypatch):

@@ -1,26 +1,31 @@
 """Profiles: whose time is whose, what makes a measurement unstable, and the documents; no timing is asserted."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from onnx import helper
 
+from edgekit import tables
 from edgekit.cli import main
 from edgekit.deploy import compare_files, profile_paths
 from edgekit.devices import runner
 from edgekit.errors import BadInput
 from edgekit.export import serialise
 from edgekit.onnx_file import read
-from edgekit.profile import Plan, seconds_of, time_files
+from edgekit.profile import Plan, Subject, document, seconds_of, time_files
 from edgekit.profile.compare import exit_code
 from edgekit.profile.layers import ADDED, attributed
+from edgekit.profile.local import open_timed
+from edgekit.profile.remote import _options
 from edgekit.profile.stability import disturbed, unstable
 from tests.onnx_models import array, graph
 
 FEW = Plan(runs=8)
 STATE = {"cores": 2, "at_s": 0.0, "own_cpu_s": 0.0, "busy_s": 0.0, "stolen_s": 0.0, "clocks_mhz": [], "throttled": {}}
+ENDS = {"machine": {**STATE, "cpu": "A CPU", "busy_s": None}, "machine_after": {**STATE, "busy_s": None}}
 
 
 def conv(channels=4):
@@ -80,6 +85,24 @@ def test_layers_are_those_of_the_file(bundle):
     nodes = {node.name: node.op_type for node in read(bundle.base).graph.node}
     convolutions = {name for name, kind in nodes.items() if kind in ("Conv", "Gemm")}
     assert convolutions <= {item["layer"] for item in layers} <= {*nodes, ADDED}
+
+
+def test_layers_that_could_not_be_told_apart_are_said_to_be_so(file, capsys):
+    row = {"file": "a.onnx", "engine": "onnxruntime", "error": None, "times_ms": [1.0] * 8, "layers_error": "they vary"}
+    found = document({"rows": [row], "versions": {"onnxruntime": "1"}, **ENDS}, Plan(layers=True), {"a.onnx": file}, {})
+    tables.show_fleet({"profiles": [{"device": "pi", **found}], "failed": {}})
+    assert "pi: a.onnx: layers not measured: they vary" in capsys.readouterr().out
+
+
+def test_what_trtexec_runs_is_of_the_batch_that_is_told(file, tmp_path):
+    fixed = conv()
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    (tmp_path / "fixed.onnx").write_bytes(serialise(fixed))
+    free, fixed = (Subject("a", path, "tensorrt") for path in (file, tmp_path / "fixed.onnx"))
+    assert _options(free, Plan(batch=2))["batch"] == 2 and _options(free, Plan(batch=2))["shapes"] != []
+    assert _options(fixed, Plan())["batch"] == 4 and _options(fixed, Plan())["shapes"] == []
+    with pytest.raises(BadInput, match="of batch 4"):
+        _options(fixed, Plan(batch=2))
 
 
 def operator(name, kind, ms, **more):
@@ -187,7 +210,17 @@ def test_a_fixed_batch_is_not_measured_as_another(tmp_path):
         (["profile", "a.onnx", "--threads", "-1"], "threads"),
         (["profile", "a.onnx", "--sustained", "long"], "is no time"),
         (["profile", "a.onnx", "--engine", "openvino", "--layers", "--runs", "8"], "no times of layers"),
+        (["profile", "a", "--layer-table", "--layers", "--seconds", "2"], "leave out --seconds, --layers"),
+        (["profile", "a", "--layer-table", "--engine", "torch"], "leave out --engine"),
+        (["profile", "a.onnx", "--device", "ssh://x", "--engine", "tensorrt", "--layers"], "leave out --layers, or"),
+        (["profile", "a.onnx", "--device", "ssh://x", "--engine", "tensorrt", "--sustained", "1m"], "out --sustained,"),
+        (["profile", "a.onnx", "--device", "ssh://x", "--engine", "tensorrt", "--throughput"], "out --throughput,"),
+        (["profile", "a.onnx", "--input-size", "64"], "--input-size goes with --layer-table"),
+        (["profile", "a.onnx", "--board", "jetson_nano"], "give --layers too"),
+        (["profile", "a.onnx", "--layers", "--board", "jetson_mano"], "did you mean 'jetson_nano'"),
+        (["profile", "a.onnx", "--layers", "--llc", "2 apples"], "is no size"),
         (["compare", "a.onnx", "junk.onnx"], "junk.onnx"),
+        (["compare", "a.onnx", "a.onnx", "--io", "io.toml"], "give --data too"),
         (["compare", "a.onnx", "."], "takes two files"),
         (["compare", "a.onnx", "a.onnx", "--floor", "2"], "between 0 and 1"),
     ],
@@ -197,6 +230,15 @@ def test_bad_input_is_told(arguments, message, file, monkeypatch):
     (file.parent / "junk.onnx").write_bytes(b"no model")
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == 2 and message in found.output and "Traceback" not in found.output
+
+
+def test_the_start_of_each_engine_counts_for_no_file(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(Subject, "load", lambda self, _threads: loaded.append(self.name))
+    monkeypatch.setattr(runner, "open_timed", lambda load, _batch: ({}, (load(), None)))
+    named = {"a": "onnxruntime", "b": "onnxruntime", "c": "openvino", "d": "tensorrt"}
+    open_timed([Subject(name, Path(name), engine) for name, engine in named.items()], FEW)
+    assert loaded == ["a", "a", "b", "c", "c", "d"]
 
 
 def test_what_the_engine_says_is_passed_on(tmp_path):

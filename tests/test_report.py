@@ -18,11 +18,11 @@ from edgekit.gate import Verdict
 from edgekit.graph_onnx import layer_costs, onnx_cost
 from edgekit.report.changes import changes
 from edgekit.report.layers import file_layers
-from edgekit.report.metrics import METRICS, point
 from edgekit.report.page import comparability, page
 from edgekit.report.plots import tidy
 from edgekit.report.strips import strip
 from edgekit.report.tradeoff import front
+from edgekit.vocabulary import METRICS, point
 from tests.report_bundles import BASE, FP32, HOSTILE, INT8, chain, interval, make_bundle, profile, step
 
 LAYERS = ["stem.conv", "blocks.0.conv", "head"]
@@ -116,6 +116,7 @@ def test_the_strip_holds_interval_and_limit():
     found = strip(Verdict("top1", "f", "max_drop", 2.0, "pass", 1.0, 0.0, 1.5))
     assert found and found.low < found.value < found.high < found.limit
     assert strip(Verdict("top1", "f", "max_drop", 2.0, "fail", reason="not measured")) is None
+    assert strip(Verdict("miou", "f", "max_drop", 2.0, "inconclusive", 1.0, -100, 100, "not paired")) is None
 
 
 def test_the_page_holds_figures_and_says_what_is_lacking(tmp_path):
@@ -166,6 +167,19 @@ def test_hostile_names_stay_text(tmp_path):
     lines = report.markdown(bundle, report.newest_verdicts(bundle)).splitlines()
     assert not any("<script" in line.replace("\\<", "") for line in lines)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")} == {9, 7}
+
+
+def test_what_could_not_be_had_is_said_with_its_reason(tmp_path):
+    steps = [
+        step("base", BASE, 4000, 90.0),
+        step("x", FP32, 2, 1.0, traffic_unknown="a: its shapes cannot be inferred"),
+    ]
+    bundle = make_bundle(tmp_path / "b", LAYERS, steps=steps, profiled=False)
+    line = f"{FP32}: modelled traffic not known: a: its shapes cannot be inferred"
+    assert line in report.notes(bundle) and line in page(report.bundle_entries([bundle]))
+    kept = {**profile(LAYERS), "rows": [{"file": BASE, "layers_unknown": "they vary", "unstable": []}]}
+    bundle.add("profile", kept)
+    assert f"{BASE}: times of layers not known: they vary" in report.notes(bundle)
 
 
 def test_junit_is_xml_whatever_the_names_hold():

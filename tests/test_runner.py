@@ -118,6 +118,32 @@ def test_an_engine_that_is_not_there_is_named(tmp_path):
     assert "'tensorrt' is not known here" in run_job(tmp_path, engine="tensorrt")["error"]
 
 
+def test_the_start_of_the_runtime_counts_for_no_file(monkeypatch, tmp_path):
+    """The first opening of all takes 9 s more, which a file that cannot be opened does not take away."""
+    clock = Clock(monkeypatch)
+    opened = []
+
+    def load(path, _threads):
+        if path.name == "bad":
+            raise ValueError("no model")
+        clock.now += 1 if opened else 10
+        opened.append(path.name)
+        return Fake()
+
+    monkeypatch.setattr(runner, "ENGINES", {"onnxruntime": load})
+    monkeypatch.setattr(runner, "fill", lambda *_: {})
+    files = [{"name": name, "path": name} for name in ("bad", "a", "b")]
+    rows = runner.measure({**JOB, "batch": 1, "files": files}, tmp_path, runner.silent)["rows"]
+    assert [row.get("load_ms") for row in rows] == [None, 1000.0, 1000.0] and opened == ["a", "a", "b"]
+
+
+class Fake:
+    batch, shape, dtype = None, (1, 1, 1), np.float32
+
+    def run(self, batch):
+        return batch
+
+
 def test_every_round_runs_all_once_in_random_order(monkeypatch):
     clock = Clock(monkeypatch)
     pairs = [(clock.session(name, [cost] * 20), np.zeros(1)) for name, cost in (("a", 1e-3), ("b", 2e-3))]
@@ -152,6 +178,18 @@ def test_operators_add_up_to_a_typical_run():
     each = runner.middle_ms(ms)
     assert each.sum() == pytest.approx(np.sort(ms.sum(axis=1))[2:6].mean())
     assert each.max() < 3
+
+
+def test_what_a_note_costs_is_taken_off(monkeypatch, tmp_path):
+    (tmp_path / "a.onnx").write_bytes(model())
+    for cost, left in ((0.0, True), (1e6, False)):
+        monkeypatch.setattr(runner, "note_ms", lambda _threads, cost=cost: cost)
+        found, whole_ms = runner.operator_times(tmp_path / "a.onnx", 1, 1)
+        assert whole_ms > 0 and any(item["ms"] > 0 for item in found) == left
+
+
+def test_a_note_costs_something_and_less_than_a_millisecond():
+    assert 0 <= runner.note_ms(1) < 1
 
 
 def test_images_a_second_add_up_over_streams():

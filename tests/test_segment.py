@@ -116,6 +116,8 @@ def test_the_table_shows_miou_and_gates_judge_it(bundle):
     verdicts = bundle.latest("gates")["verdicts"]
     found = {(item["metric"], item["rule"], item["outcome"]) for item in verdicts}
     assert found == {("miou", "max_drop", "pass"), ("miou", "min", "fail"), ("pixel_accuracy", "min", "pass")}
+    paired = [item for item in verdicts if item["rule"] == "max_drop"]
+    assert all(item["low"] < item["value"] < item["high"] < 0 for item in paired), "the student learned"
 
 
 @pytest.mark.slow

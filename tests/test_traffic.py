@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import onnx
@@ -116,6 +117,17 @@ def test_a_depthwise_convolution_reads_its_input_once(tmp_path):
     assert conv.filled["input"] == pytest.approx(32 * 96 * 96 * 4, rel=0.01)
 
 
+@pytest.mark.parametrize("filters, times", [(32, 1), (64, 32)])
+def test_in_int8_groups_of_several_channels_read_their_input_one_by_one(filters, times):
+    """With channels last a cache line holds the channels of all groups, and a group takes its own of every line."""
+    x, y = (Tensor(name, (1, 64, 64, count), 1, False, True) for name, count in (("x", 32), ("y", filters)))
+    weight = Tensor("w", (filters, 1, 3, 3), 1, False, False)
+    attributes = {"group": 32, "channels_last": 1, "kernel_shape": [3, 3], "pads": [1] * 4}
+    conv = Group("conv", "QLinearConv", "conv", attributes, (x,), (weight,), (y,), 0)
+    (row,) = modelled([conv], SMALL)
+    assert row.filled["input"] == pytest.approx(times * x.size_bytes, rel=0.05)
+
+
 def test_weights_that_are_coded_count_as_what_they_decode_to(tmp_path):
     weight = np.round(array(8, 4, 3, 3))
     table, codes = np.unique(weight, return_inverse=True)
@@ -169,6 +181,19 @@ def test_every_number_of_a_board_has_a_source(name):
     assert found.caches.l1d.size_bytes < found.caches.llc.size_bytes
 
 
+FMAS = {"Cortex-A55": 4, "Cortex-A57": 4, "Cortex-A72": 4, "Cortex-A76": 8, "Cortex-A78AE": 8, "i5-8250U": 16}
+"""Multiply-accumulates of float32 that a core does in a cycle."""
+
+
+@pytest.mark.parametrize("name", known_boards())
+def test_peaks_are_the_clock_times_what_a_cycle_does(name):
+    found = board(name)
+    ghz = float(re.search(r"at ([0-9.]+) GHz", found.cpu)[1])
+    (each,) = (macs for core, macs in FMAS.items() if core in found.cpu)
+    assert found.peak_gmacs["fp32"] == pytest.approx(each * ghz, rel=0.01)
+    assert found.peak_gmacs.get("fp16", 2 * each * ghz) == pytest.approx(2 * each * ghz, rel=0.01)
+
+
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory(tmp_path):
     device = dataclasses.replace(board("raspberry_pi_4"), bandwidth_gbs=1.0, peak_gmacs={"fp32": 2.0})
     model = one("Conv", array(32, 32, 3, 3), shape=(32, 32, 32), kernel_shape=[3, 3], pads=[1] * 4)
@@ -206,6 +231,8 @@ def test_the_command_shows_the_tiers_side_by_side(files, monkeypatch):
         (["--llc", "0"], "is no size"),
         (["--board", "raspberry_pi_6"], "unknown board 'raspberry_pi_6'; did you mean 'raspberry_pi_5'?"),
         (["--board", "jetson_nano", "--llc", "1MiB"], "give one of the two"),
+        (["--measure", "perf", "--board", "jetson_nano"], "leave out --board and --llc"),
+        (["--measure", "ncu", "--llc", "1MiB"], "give --measure cachegrind, which simulates them"),
         (["--measure", "oscilloscope"], "unknown provider 'oscilloscope'. Known: cachegrind, ncu, perf"),
     ],
 )

@@ -1,6 +1,9 @@
 """Measured traffic: what programs print is read right, what is missing is explained; one real measurement (slow)."""
 
+import dataclasses
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -57,10 +60,71 @@ def test_a_missing_program_is_named_with_how_to_get_it(file, provider, said, mon
         measure(file, provider)
 
 
+def test_what_a_gpu_takes_besides_ncu(monkeypatch):
+    monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/ncu")
+    missing = measured.PROVIDERS["ncu"].missing
+    assert "pip install onnxruntime-gpu" in str(missing())
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(measured.cuda, "missing", lambda: "there is no NVIDIA GPU here")
+    assert missing() == "there is no NVIDIA GPU here"
+    monkeypatch.setattr(measured.cuda, "missing", lambda: None)
+    assert missing() is None
+
+
+def test_ncu_watches_a_session_on_the_gpu(file, monkeypatch):
+    runs = []
+
+    def run(command, **_given):
+        runs.append(command[command.index(str(measured.RUNNER)) + 1 :])
+        return subprocess.CompletedProcess(command, 0, NCU.replace("1,024", str(1000 * int(runs[-1][-1]))), "")
+
+    monkeypatch.setattr(measured.subprocess, "run", run)
+    monkeypatch.setattr(
+        measured, "PROVIDERS", {"ncu": dataclasses.replace(measured.PROVIDERS["ncu"], missing=lambda: None)}
+    )
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: [*measured.GPU_PROVIDERS, "CPUExecutionProvider"]
+    )
+    found = measure(file, "ncu")
+    assert runs == [["CUDAExecutionProvider", str(file), "2"], ["CUDAExecutionProvider", str(file), "3"]]
+    assert found.parts == {"reads": 1000, "writes": 0} and found.detail == {
+        "execution_provider": "CUDAExecutionProvider"
+    }
+
+
+def test_a_gpu_that_onnx_runtime_cannot_start_is_not_replaced_by_the_processor(file):
+    with pytest.raises(BadInput, match="cannot start its CUDAExecutionProvider"):
+        measured._run(["env"], file, 1, provider="CUDAExecutionProvider")
+    assert measured._run(["env"], file, 1) == ""
+
+
 def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/perf")
     monkeypatch.setattr(measured, "CONTROLLERS", tmp_path)
     assert "virtual machines hide them" in str(measured.PROVIDERS["perf"].missing())
+
+
+def test_the_controllers_that_count_on_request_are_asked(monkeypatch, tmp_path):
+    for name in ("uncore_imc_1", "uncore_imc_0", "uncore_imc_free_running_0", "cpu"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(measured, "CONTROLLERS", tmp_path)
+    asked = [f"uncore_imc_{unit}/cas_count_{way}/" for unit in (0, 1) for way in ("read", "write")]
+    assert measured._imc_events() == asked
+
+
+def test_cachegrind_counts_what_the_process_did_after_its_copy_ended(file, monkeypatch):
+    """The copy, after two runs, filled 7 lines for reads; the process, after three, 9."""
+
+    def run(command, _path, *runs):
+        folder = next(part for part in command if part.startswith("--cachegrind-out-file=")).partition("=")[2]
+        Path(folder.replace("%p", "1")).write_text(CACHEGRIND.replace(" 7 300", " 9 300"))
+        Path(folder.replace("%p", "2")).write_text(CACHEGRIND)
+        assert runs == (2, 1)
+
+    monkeypatch.setattr(measured, "_run", run)
+    monkeypatch.setattr(measured, "_cachegrind_detail", lambda _caches: {})
+    monkeypatch.setattr(measured.shutil, "which", lambda _name: "/usr/bin/valgrind")
+    assert measure(file, "cachegrind").parts == {"instructions": 0, "reads": 2 * 64, "writes": 0}
 
 
 def test_a_cache_that_cachegrind_cannot_simulate(file, monkeypatch):

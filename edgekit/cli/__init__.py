@@ -14,11 +14,13 @@ from edgekit.cli.devices import device, evaluate
 from edgekit.cli.options import (
     PATH,
     batch_option,
+    board_option,
     data_option,
     device_options,
     emit,
     io_option,
     json_option,
+    llc_option,
     run_options,
     say,
     threads_option,
@@ -227,14 +229,18 @@ def unpack(path: Path, out: Path, base: Path | None) -> None:
 @click.option("--engine", help="What runs a file; default: onnxruntime. A bundle's files run in their own engines.")
 @click.option("--throughput", is_flag=True, help="Also images a second with every core at work.")
 @click.option("--sustained", metavar="TIME", help="Also each file without a pause for this long, e.g. 5m.")
-@click.option("--layers", is_flag=True, help="Also the time of each layer.")
+@click.option("--layers", is_flag=True, help="Also the time of each layer, and its modelled traffic.")
+@board_option
+@llc_option
 @trust_option
 @click.option("--layer-table", is_flag=True, help="Instead, of zoo MODELs: layer times for budgets of latency.")
+@click.option("--input-size", type=click.IntRange(1), help="With --layer-table: height and width; default: the card's.")
 @device_options
 @json_option
 def profile(
     paths: tuple[Path, ...],
     layer_table: bool,
+    input_size: int | None,
     engine: str | None,
     sustained: str | None,
     devices: tuple[str, ...],
@@ -248,6 +254,7 @@ def profile(
     \b
     edgekit profile out/quickstart --runs 200
     edgekit profile model.onnx other.onnx --seconds 30 --layers
+    edgekit profile out/quickstart --layers --board raspberry_pi_4 --device ssh://pi@pi4.local
     edgekit profile model.onnx --device ssh://pi@pi4.local --device ssh://pi@pi5.local
     edgekit profile mobilenet_v2 --layer-table --device ssh://pi@pi4.local
     """
@@ -255,13 +262,15 @@ def profile(
     from edgekit.deploy import profile_on_devices, profile_paths
     from edgekit.profile import Plan, seconds_of
 
+    plan = Plan(**settings, sustained_s=seconds_of(sustained) if sustained else None)
     if layer_table:
         from edgekit.on_device import layer_tables
 
-        measured = layer_tables(list(map(str, paths)), settings["threads"], devices, fleet, track, say)
+        measured = layer_tables(list(map(str, paths)), plan, engine, input_size, devices, fleet, track, say)
         emit(measured) if as_json else tables.show_layer_tables(measured)
         return 2 if measured["failed"] else 0
-    plan = Plan(**settings, sustained_s=seconds_of(sustained) if sustained else None)
+    if input_size:
+        raise click.UsageError("--input-size goes with --layer-table; a file has the size that it was exported with")
     if devices or fleet:
         there = profile_on_devices(paths, plan, engine, devices, fleet, track, say)
         emit(there) if as_json else tables.show_fleet(there)

@@ -18,6 +18,8 @@ threads_option = click.option(
 batch_option = click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images of one inference."
 )
+board_option = click.option("--board", help="Whose caches, bandwidth and peak count, e.g. raspberry_pi_4.")
+llc_option = click.option("--llc", metavar="SIZE", help="The last-level cache alone; default: 2MiB.")
 SOURCES = "digits, folder:, csv:, npz:, wds:, masks:, coco:, synthetic or python:."
 data_option = click.option("--data", "data", multiple=True, metavar="[ROLE=]DATA", help=SOURCES)
 io_option = click.option("--io", "io_file", type=PATH, help="TOML with [input] and [output] for a foreign ONNX file.")

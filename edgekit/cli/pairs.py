@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from edgekit.cli.options import PATH, batch_option, data_option, emit, io_option, json_option, threads_option
+from edgekit.cli.options import (
+    PATH,
+    batch_option,
+    board_option,
+    data_option,
+    emit,
+    io_option,
+    json_option,
+    llc_option,
+    threads_option,
+)
 from edgekit.progress import track
 
 
@@ -57,12 +67,21 @@ def compare(
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("--board", help="Whose caches, bandwidth and peak count, e.g. raspberry_pi_4.")
-@click.option("--llc", metavar="SIZE", help="The last-level cache alone; default: 2MiB.")
+@board_option
+@llc_option
 @click.option("--layers", is_flag=True, help="Layer by layer.")
 @click.option("--measure", metavar="PROVIDER", help="Measure it too, by cachegrind, perf or ncu.")
+@click.option("--cross-check", "check", metavar="PROGRAM", help="Ask zigzag, too, what an accelerator would move.")
 @json_option
-def traffic(file: Path, board: str | None, llc: str | None, layers: bool, measure: str | None, as_json: bool) -> None:
+def traffic(
+    file: Path,
+    board: str | None,
+    llc: str | None,
+    layers: bool,
+    measure: str | None,
+    check: str | None,
+    as_json: bool,
+) -> None:
     """Show the memory traffic of an ONNX file in three tiers: CIO, modelled bytes, measured bytes.
 
     \b
@@ -72,5 +91,5 @@ def traffic(file: Path, board: str | None, llc: str | None, layers: bool, measur
     from edgekit import tables
     from edgekit.traffic.commands import traffic_of
 
-    found = traffic_of(file, board, llc, measure)
+    found = traffic_of(file, board, llc, measure, check)
     emit(found) if as_json else tables.show_traffic(found, layers)

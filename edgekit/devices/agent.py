@@ -70,6 +70,7 @@ def identity(runner: str) -> dict:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["runner"] = module  # where its dataclasses look for themselves
+    sys.dont_write_bytecode = True  # nothing is left there but what was sent
     spec.loader.exec_module(module)
     return {"machine": module.identity(), "versions": module.versions()}
 

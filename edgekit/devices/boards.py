@@ -75,7 +75,7 @@ class Board:
         bandwidth_gbs: of the memory, 10⁹ bytes a second.
         peak_gmacs: 10⁹ multiply-accumulates a second of one core by precision: fp32, fp16, int8.
         cores: those of the kind that `peak_gmacs` describes.
-        sources: where each number comes from.
+        sources: where each number comes from; "unconfirmed" is what was found in no second place.
     """
 
     title: str
@@ -98,3 +98,15 @@ def board(name: str) -> Board:
         raise unknown("board", name, known_boards())
     path = known_boards()[name]
     return dataclasses.replace(parse(Board, read_toml(path), path.name), name=name)
+
+
+def hierarchy(board_name: str | None, llc: str | None) -> tuple[Board | None, Caches]:
+    """The board of a name, or none, and the caches to count with: its own, those of a last level of that size, DEFAULT.
+
+    Raises:
+        BadInput: both are given, there is no such board, or it is no size.
+    """
+    if board_name and llc:
+        raise BadInput("--board and --llc: a board has its own last-level cache; give one of the two")
+    device = board(board_name) if board_name else None
+    return device, device.caches if device else Caches(Cache(parse_bytes(llc))) if llc else DEFAULT

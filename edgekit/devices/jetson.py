@@ -1,7 +1,8 @@
 """Measures ONNX files in TensorRT on a device that builds their engines with `trtexec`, as a Jetson does.
 
 Sent to the device beside `runner.py`, whose jobs and results it shares: in a job of the engine "tensorrt", `runner` is
-the path of that file, and each file has `build`, options for building it, and `shapes`, options for running it.
+the path of that file, and each file has `build`, options for building it, `shapes`, options for running it, and the
+`batch` that it runs then.
 
 Engines ("plans") fit the GPU and the TensorRT that built them and nothing else. They are kept by the hash of the ONNX
 file, the version of TensorRT, the GPU's compute capability (SM) and the options.
@@ -121,7 +122,7 @@ def measure(runner: Any, job: dict[str, Any], folder: Path, track: Any) -> dict[
     release, sm = version(tool), capability()
     rows, built = [], []
     for file in track(job["files"], "building", len(job["files"])):
-        row = {"file": file["name"], "engine": "tensorrt", "error": None, "batch": job["batch"], "times_ms": []}
+        row = {"file": file["name"], "engine": "tensorrt", "error": None, "batch": file["batch"], "times_ms": []}
         rows.append(row)
         try:
             plan, row["build_s"] = build(tool, file, release, sm)
@@ -151,6 +152,7 @@ def load_runner(path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["runner"] = module  # where its dataclasses look for themselves
+    sys.dont_write_bytecode = True  # nothing is left there but what was sent
     spec.loader.exec_module(module)
     return module
 

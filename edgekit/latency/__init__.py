@@ -8,6 +8,7 @@ table.model.cost("blocks.1.expand.conv", 16, 48)         # ms of one layer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,14 +18,24 @@ from edgekit.engines import engine
 from edgekit.errors import BadInput
 from edgekit.latency.measure import Timings, time_variants
 from edgekit.latency.model import LatencyModel, LayerCost
-from edgekit.latency.table import Key, Place, Table, Whole, load
+from edgekit.latency.table import Key, Place, Table, Whole, load, read
 from edgekit.latency.variants import Family, Variant, family, scattered, uniform
 from edgekit.machine import identity
 from edgekit.net import Net, edits_to_json
 from edgekit.schema import canonical, sha256, to_json
 from edgekit.statistics import interval
 
-__all__ = ["LatencyModel", "LayerCost", "Place", "Table", "Timings", "build_table", "layer_table", "table_key"]
+__all__ = [
+    "LatencyModel",
+    "LayerCost",
+    "Place",
+    "Table",
+    "Timings",
+    "build_table",
+    "kept_table",
+    "layer_table",
+    "table_key",
+]
 
 ENGINE = "onnxruntime"
 ROUNDS = 20
@@ -54,6 +65,21 @@ def layer_table(
     if table is None:
         table = build_table(net, input, threads, track=track, timer=timer, place=place)
         table.save()
+    return table
+
+
+def kept_table(path: Path, net: Net, input: Input) -> Table:
+    """The table of `net` in a file, on whatever machine it was measured.
+
+    Raises:
+        BadInput: no such file, no table of layers, or one of another network or input.
+    """
+    table = read(path)
+    if table.key.network != table_key(net, input, table.key.threads).network:
+        raise BadInput(
+            f"{path}: was measured of another network, or at another input size. Measure it with `edgekit profile "
+            f"MODEL --layer-table --input-size {input.shape[1]}`; of layers that a pass put in there can be none"
+        )
     return table
 
 

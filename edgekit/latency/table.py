@@ -132,6 +132,15 @@ class Table:
         write_json(self.key.path, {"schema": SCHEMA, **to_json(self)})
 
 
+def read(path: Path) -> Table:
+    """Raises BadInput where the file is no table of layers, damaged, or of a newer edgekit."""
+    if path.is_file() and path.stat().st_size > LARGEST_BYTES:
+        raise BadInput(f"{path}: is larger than {LARGEST_BYTES // 2**20} MiB")
+    document = read_json(path, SCHEMA)
+    document.pop("schema")
+    return parse(Table, document, str(path))
+
+
 def load(key: Key) -> Table | None:
     """The kept table for `key`, None where there is none yet.
 
@@ -143,11 +152,7 @@ def load(key: Key) -> Table | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise BadInput(f"{path}: is larger than {LARGEST_BYTES // 2**20} MiB")
-        document = read_json(path, SCHEMA)
-        document.pop("schema")
-        table = parse(Table, document, str(path))
+        table = read(path)
     except BadInput as error:
         raise BadInput(f"{error}. Delete {path} to have the layers measured again") from None
     if to_json(table.key) != to_json(key):

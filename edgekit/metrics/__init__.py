@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from edgekit.data import Output, Samples
 from edgekit.metrics.classify import Classify, classify_hits, classify_metrics
 from edgekit.metrics.detect import Detect
@@ -44,6 +46,10 @@ class Metric(Protocol):
     @property
     def correct(self) -> tuple[bool, ...]:
         """For each sample whether it was right, where that can be said; else ()."""
+
+    def resampled(self) -> dict[str, np.ndarray]:
+        """Metrics in percent of each resample, float64 (RESAMPLES,), see resample.py: of all whose drop `correct` does
+        not give. {} where there are so few samples that a resample holds none."""
 
 
 # Task -> a metric of samples and of a network with that [output].

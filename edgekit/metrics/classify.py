@@ -8,6 +8,7 @@ import numpy as np
 
 from edgekit.data import Output, Samples, check_labels
 from edgekit.errors import BadInput
+from edgekit.metrics.resample import RESAMPLES, times
 
 
 def classify_hits(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -90,6 +91,17 @@ class Classify:
     @property
     def correct(self) -> tuple[bool, ...]:
         return tuple(hit for _, hit in sorted(zip(self._indices, self._hits["top1"])))
+
+    def resampled(self) -> dict[str, np.ndarray]:
+        """Of "top5"; for "top1" there is `correct`, which tells more."""
+        if "top5" not in self._hits:
+            return {}
+        right, n = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+        for index, hit in sorted(zip(self._indices, self._hits["top5"])):
+            drawn = times(index)
+            right += hit * drawn
+            n += drawn
+        return {"top5": 100 * right / n} if n.all() else {}
 
 
 def _percent(hits: dict[str, np.ndarray]) -> dict[str, float]:

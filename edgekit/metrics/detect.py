@@ -12,19 +12,22 @@ The metrics are the mean over the classes that have boxes (and, for "map", over 
 
 from __future__ import annotations
 
-import collections
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from edgekit.data import Output, Samples, check_names, check_task
 from edgekit.errors import BadInput
+from edgekit.metrics.resample import times
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 MOST_DETECTIONS = 100
 # A detection, with a bit for each threshold at which it is right, and at which it counts neither way.
 RECORD = np.dtype([("label", np.int32), ("score", np.float64), ("right", np.uint16), ("ignored", np.uint16)])
+Picture = tuple[int, np.ndarray, np.ndarray]
+"""Its index, its detections (RECORD), and the classes of its boxes, crowds apart."""
 BITS = 2 ** np.arange(len(THRESHOLDS), dtype=np.uint16)
 
 
@@ -36,36 +39,79 @@ class Detect:
         if output.classes is not None:
             check_names(samples, output.classes)
         self._samples, self._output = samples, output
-        self._records: list[np.ndarray] = []
-        self._boxes: collections.Counter[int] = collections.Counter()
+        self._pictures: list[Picture] = []
 
     def add(self, outputs: Sequence[np.ndarray], truths: Sequence[np.ndarray], indices: Sequence[int]) -> None:
         for found, boxes, index in zip(outputs, truths, indices):
             found = self._output.detections(found)
             if np.isnan(found).any():
                 raise BadInput(f"{self._samples[index].id}: the network's boxes hold NaN; look for an overflow (fp16?)")
-            self._records.append(judged(found, boxes))
-            self._boxes.update(boxes[boxes[:, 4] >= 0, 4].astype(int).tolist())
+            self._pictures.append((index, judged(found, boxes), boxes[boxes[:, 4] >= 0, 4].astype(int)))
 
     @property
-    def counts(self) -> tuple[list[np.ndarray], collections.Counter[int]]:
-        return self._records, self._boxes
+    def counts(self) -> list[Picture]:
+        return self._pictures
 
-    def merge(self, counts: tuple[list[np.ndarray], collections.Counter[int]]) -> None:
-        self._records += counts[0]
-        self._boxes.update(counts[1])
+    def merge(self, counts: list[Picture]) -> None:
+        self._pictures = sorted([*self._pictures, *counts], key=lambda picture: picture[0])
 
     def result(self) -> dict[str, float]:
-        if not self._boxes:
+        classes = _by_class(self._pictures)
+        if not classes:
             raise BadInput("there is no box to score: none is inside the input, or all are crowds")
-        records = np.concatenate(self._records)
-        precisions = [_average_precision(records[records["label"] == c], n) for c, n in sorted(self._boxes.items())]
-        mean = 100 * np.mean(precisions, axis=0)  # (thresholds,)
-        return {"map": float(mean.mean()), "map50": float(mean[0])}
+        return _metrics(classes, np.ones(len(self._pictures), np.uint8))
 
     @property
     def correct(self) -> tuple[bool, ...]:
         return ()
+
+    def resampled(self) -> dict[str, np.ndarray]:
+        classes = _by_class(self._pictures)
+        drawn = np.stack([times(index) for index, _, _ in self._pictures], axis=1)  # (RESAMPLES, pictures)
+        if not sum(drawn @ one.boxes for one in classes).all():
+            return {}
+        found = [_metrics(classes, each) for each in drawn]
+        return {name: np.array([one[name] for one in found]) for name in found[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class OneClass:
+    """All detections of one class, the surest first.
+
+    Attributes:
+        right, wrong: at each threshold, bool (detections, thresholds).
+        picture: the place of each detection's picture, int64 (detections,).
+        boxes: how many each picture has, int64 (pictures,).
+    """
+
+    right: np.ndarray
+    wrong: np.ndarray
+    picture: np.ndarray
+    boxes: np.ndarray
+
+
+def _by_class(pictures: Sequence[Picture]) -> list[OneClass]:
+    """The classes that have boxes."""
+    records = np.concatenate([found for _, found, _ in pictures])
+    picture = np.repeat(np.arange(len(pictures)), [len(found) for _, found, _ in pictures])
+    order = np.argsort(-records["score"], kind="stable")
+    records, picture = records[order], picture[order]
+    classes = []
+    for label in np.unique(np.concatenate([labels for _, _, labels in pictures])):
+        own = records["label"] == label
+        right = (records["right"][own, None] & BITS) > 0
+        wrong = ~right & ((records["ignored"][own, None] & BITS) == 0)
+        boxes = np.array([np.count_nonzero(labels == label) for _, _, labels in pictures])
+        classes.append(OneClass(right, wrong, picture[own], boxes))
+    return classes
+
+
+def _metrics(classes: Sequence[OneClass], drawn: np.ndarray) -> dict[str, float]:
+    """The metrics where each picture counts `drawn` times, uint8 (pictures,)."""
+    counted = [(one, int(drawn @ one.boxes)) for one in classes]
+    precisions = [_average_precision(one, drawn[one.picture], boxes) for one, boxes in counted if boxes]
+    mean = 100 * np.mean(precisions, axis=0)  # (thresholds,)
+    return {"map": float(mean.mean()), "map50": float(mean[0])}
 
 
 def judged(found: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -115,12 +161,9 @@ def _matched(ious: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return right, in_crowd & ~right
 
 
-def _average_precision(records: np.ndarray, boxes: int) -> np.ndarray:
-    """AP (thresholds,) of one class with that many boxes, from its detections as an array of RECORD."""
-    records = records[np.argsort(-records["score"], kind="stable")]
-    right = (records["right"][:, None] & BITS) > 0  # (n, thresholds)
-    wrong = ~right & ((records["ignored"][:, None] & BITS) == 0)
-    tp, fp = right.cumsum(axis=0), wrong.cumsum(axis=0)
+def _average_precision(found: OneClass, times: np.ndarray, boxes: int) -> np.ndarray:
+    """AP (thresholds,) of a class with that many boxes, where each detection counts so many times, uint8 (n,)."""
+    tp, fp = ((one * times[:, None]).cumsum(axis=0, dtype=np.int64) for one in (found.right, found.wrong))
     precision = tp / np.maximum(tp + fp, 1)
     best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
     best = np.concatenate([best, np.zeros((1, len(THRESHOLDS)))])  # a recall that is never reached

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgekit.data import IGNORE, Output, Samples, check_masks, check_names, check_task
 from edgekit.errors import BadInput
+from edgekit.metrics.resample import times
 
 
 def confusion(logits: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -55,22 +56,34 @@ def segment_metrics(counts: np.ndarray) -> dict[str, float]:
     """
     if not counts.any():
         raise BadInput(f"there is no labelled pixel to score: every one is {IGNORE}, or lies outside the input")
+    return {name: float(value) for name, value in overlap_metrics(overlaps(counts)).items()}
+
+
+def overlaps(counts: np.ndarray) -> np.ndarray:
+    """Intersection and union of each class, int64 (2, classes), by a confusion matrix."""
     right = np.diag(counts)
-    union = counts.sum(axis=0) + counts.sum(axis=1) - right
-    occurs = union > 0
-    return {
-        "miou": 100 * float((right[occurs] / union[occurs]).mean()),
-        "pixel_accuracy": 100 * float(right.sum() / counts.sum()),
-    }
+    return np.stack([right, counts.sum(axis=0) + counts.sum(axis=1) - right])
+
+
+def overlap_metrics(found: np.ndarray) -> dict[str, np.ndarray]:
+    """`segment_metrics` of overlaps (…, 2, classes): arrays (…), NaN where there is no pixel."""
+    right, union = found[..., 0, :], found[..., 1, :]
+    ious = right / np.maximum(union, 1)  # 0 of a class that does not occur
+    with np.errstate(invalid="ignore"):
+        return {
+            "miou": 100 * ious.sum(axis=-1) / (union > 0).sum(axis=-1),
+            "pixel_accuracy": 100 * 2 * right.sum(axis=-1) / (right + union).sum(axis=-1),
+        }
 
 
 class Segment:
-    """Adds up one confusion matrix, whatever the number of pictures."""
+    """Adds up one confusion matrix, and the overlaps of each resample, whatever the number of pictures."""
 
     def __init__(self, samples: Samples, output: Output) -> None:
         check_task(samples, "segment")
         self._samples, self._output = samples, output
         self._counts: np.ndarray | None = None
+        self._drawn: np.ndarray | int = 0  # (RESAMPLES, 2, classes)
 
     def add(self, outputs: np.ndarray, truths: np.ndarray, indices: Sequence[int]) -> None:
         scored, outputs = self._output.form == "scores", np.asarray(outputs)
@@ -80,7 +93,10 @@ class Segment:
             check_names(self._samples, classes)
             self._counts = np.zeros((classes, classes), np.int64)
         check_masks(self._samples, truths, indices, classes)
-        self._counts += confusion(found, truths) if scored else chosen_confusion(found, truths, classes)
+        for index, one, mask in zip(indices, found, truths):
+            own = confusion(one[None], mask[None]) if scored else chosen_confusion(one[None], mask[None], classes)
+            self._counts += own
+            self._drawn = self._drawn + times(index)[:, None, None] * overlaps(own)
 
     def _known_classes(self) -> int:
         """Masks do not tell how many classes there are. Raises BadInput where [output] does not either."""
@@ -89,12 +105,14 @@ class Segment:
         return self._output.classes
 
     @property
-    def counts(self) -> np.ndarray | None:
-        return self._counts
+    def counts(self) -> tuple[np.ndarray | None, np.ndarray | int]:
+        return self._counts, self._drawn
 
-    def merge(self, counts: np.ndarray | None) -> None:
-        if counts is not None:
-            self._counts = counts if self._counts is None else self._counts + counts
+    def merge(self, counts: tuple[np.ndarray | None, np.ndarray | int]) -> None:
+        own, drawn = counts
+        if own is not None:
+            self._counts = own if self._counts is None else self._counts + own
+            self._drawn = self._drawn + drawn
 
     def result(self) -> dict[str, float]:
         return segment_metrics(np.zeros((1, 1), np.int64) if self._counts is None else self._counts)
@@ -102,3 +120,7 @@ class Segment:
     @property
     def correct(self) -> tuple[bool, ...]:
         return ()
+
+    def resampled(self) -> dict[str, np.ndarray]:
+        found = overlap_metrics(np.asarray(self._drawn))
+        return found if all(np.isfinite(values).all() for values in found.values()) else {}

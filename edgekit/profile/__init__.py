@@ -13,6 +13,7 @@ from edgekit.footprint import with_footprint
 from edgekit.profile.document import document, summary
 from edgekit.profile.local import Subject, measure
 from edgekit.profile.plan import Plan, seconds_of
+from edgekit.profile.traffic import with_traffic
 from edgekit.targets import target
 
 __all__ = [
@@ -48,8 +49,9 @@ def profile(
     for subject in usable:
         if subject.path.is_file():  # a bundle's module is none
             files.setdefault(subject.engine, {})[subject.name] = subject.path
-    found = document(measured, plan, {subject.name: subject.path for subject in subjects}, unmeasured)
-    return with_footprint(found, files)
+    paths = {subject.name: subject.path for subject in subjects}
+    found = with_footprint(document(measured, plan, paths, unmeasured), files)
+    return with_traffic(found, paths, plan) if plan.layers else found
 
 
 def profile_bundle(

@@ -53,7 +53,7 @@ def compare(
     if not 0 < floor < 1 or (max_ratio is not None and max_ratio <= 0):
         raise BadInput(f"--floor {floor:g}: give a share between 0 and 1, and a --max-ratio above 0")
     versions = runner.versions() | {item.engine: engine(item.engine).version() for item in (first, second)}
-    rows, pairs = zip(*(open_timed(subject, plan) for subject in (first, second)))
+    rows, pairs = zip(*open_timed((first, second), plan))
     warm = [runner.warm_up(*pair) for pair in pairs]
     before = runner.machine()
     series, ratio = _series(pairs, plan, floor, max_ratio, track)

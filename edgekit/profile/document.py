@@ -30,6 +30,8 @@ def document(measured: Mapping[str, Any], plan: Plan, paths: Mapping[str, Any], 
         if "layers" in raw:
             row["layers"] = attributed(raw["layers"], raw["layers_whole_ms"], read(paths[raw["file"]]))
             row["layers_whole_ms"] = raw["layers_whole_ms"]
+        if "layers_error" in raw:
+            row["layers_unknown"] = str(raw["layers_error"])
     return {
         "schema": SCHEMA,
         "rows": rows,

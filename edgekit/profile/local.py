@@ -13,6 +13,7 @@ from edgekit.context import Track, no_progress
 from edgekit.data import Input, Output
 from edgekit.devices import runner
 from edgekit.engines import engine
+from edgekit.engines.tensorrt import TENSORRT
 from edgekit.errors import BadInput, EdgekitError
 from edgekit.onnx_file import read_io
 from edgekit.profile.layers import operators
@@ -63,11 +64,11 @@ def measure(subjects: Sequence[Subject], plan: Plan, end_to_end: bool = False, t
         BadInput: a file cannot be opened or run, or an engine tells no times of layers.
     """
     versions = runner.versions() | {name: engine(name).version() for name in {subject.engine for subject in subjects}}
-    rows, pairs = [], []
-    for subject in track(subjects, "opening", len(subjects)):
-        row, pair = open_timed(subject, plan)
-        rows.append({"file": subject.name, "engine": subject.engine, "error": None, **row})
-        pairs.append(pair)
+    opened = open_timed(subjects, plan, track)
+    rows = [
+        {"file": item.name, "engine": item.engine, "error": None, **row} for item, (row, _) in zip(subjects, opened)
+    ]
+    pairs = [pair for _, pair in opened]
     found = runner.fill(rows, pairs, plan.job(), track)
     if end_to_end:
         _fill_end_to_end(rows, pairs, subjects, plan, track)
@@ -77,8 +78,25 @@ def measure(subjects: Sequence[Subject], plan: Plan, end_to_end: bool = False, t
     return {"schema": runner.MEASURED, "rows": rows, "versions": versions, **found}
 
 
-def open_timed(subject: Subject, plan: Plan) -> tuple[dict[str, Any], runner.Pair]:
-    """As the runner's. Raises BadInput where the engine cannot open or run the file; its own message is passed on."""
+def open_timed(
+    subjects: Sequence[Subject], plan: Plan, track: Track = no_progress
+) -> list[tuple[dict[str, Any], runner.Pair]]:
+    """As the runner's, of each. The first of an engine is opened once before, so that the engine's own start counts for
+    none; but in TensorRT, where opening a file is building it and takes minutes.
+
+    Raises:
+        BadInput: an engine cannot open or run a file; its own message is passed on.
+    """
+    started, opened = set(TENSORRT), []
+    for subject in track(subjects, "opening", len(subjects)):
+        if subject.engine not in started:
+            subject.load(plan.threads)
+            started.add(subject.engine)
+        opened.append(_open_timed(subject, plan))
+    return opened
+
+
+def _open_timed(subject: Subject, plan: Plan) -> tuple[dict[str, Any], runner.Pair]:
     try:
         return runner.open_timed(lambda: subject.load(plan.threads), plan.batch)
     except EdgekitError:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
+from edgekit.devices.boards import hierarchy
 from edgekit.devices.runner import FEWEST
 from edgekit.errors import BadInput
 
@@ -14,7 +15,7 @@ RUNS = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to measure; the fields that a job for `edgekit.devices.runner` has, by the same names.
+    """How to measure; but for the last two, the fields that a job for `edgekit.devices.runner` has, by the same names.
 
     Attributes:
         runs: rounds, in each of which every file runs once; 100 where neither they nor `seconds` are given.
@@ -23,7 +24,8 @@ class Plan:
         batch: inputs of one inference, where the file leaves that free.
         throughput: also images a second, with every core at work.
         sustained_s: also how each file does in that time without a pause.
-        layers: also the time of each layer.
+        layers: also the time of each layer, and its modelled traffic.
+        board, llc: whose caches that traffic is counted with, a board by name or a size of the last level.
     """
 
     runs: int | None = None
@@ -34,6 +36,8 @@ class Plan:
     throughput: bool = False
     sustained_s: float | None = None
     layers: bool = False
+    board: str | None = None
+    llc: str | None = None
 
     def __post_init__(self) -> None:
         """Raises BadInput for what contradicts itself or cannot be measured."""
@@ -45,13 +49,23 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise BadInput(f"--{name.removesuffix('_s')} {value:g}: give a time above 0")
+        if (self.board or self.llc) and not self.layers:
+            raise BadInput("--board and --llc count for the traffic of layers; give --layers too")
+        hierarchy(self.board, self.llc)
         if self.threads < 0 or self.batch < 1:
             raise BadInput(f"--threads {self.threads} --batch {self.batch}: give 0 or more threads, and a batch from 1")
 
+    @property
+    def options(self) -> list[str]:
+        """The options that were given other than by default, as a user writes them."""
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        return [f"--{name.removesuffix('_s')}" for name in given]
+
     def job(self) -> dict[str, Any]:
-        """The fields as a job has them."""
+        """The fields as a job has them: all but what this machine models by itself."""
         runs = self.runs if self.runs or self.seconds else RUNS
-        return {**dataclasses.asdict(self), "runs": runs}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("board", "llc")}
+        return {**fields, "runs": runs}
 
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}

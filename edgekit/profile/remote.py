@@ -18,10 +18,13 @@ from edgekit.onnx_file import input_shapes, whole
 from edgekit.profile.document import document
 from edgekit.profile.local import Subject
 from edgekit.profile.plan import Plan
+from edgekit.profile.traffic import with_traffic
 
 SCHEMA = "edgekit/fleet/1"
 RUNNERS = {"onnxruntime": ("runner.py", NEEDS), "tensorrt": ("jetson.py", ("numpy",))}
 """What measures the files of an engine there, and the modules that it needs."""
+MORE = ("--throughput", "--sustained", "--layers")
+"""What is not measured there in TensorRT."""
 
 
 def profile_there(
@@ -38,17 +41,26 @@ def profile_there(
         failed: why there is none, by device.
 
     Raises:
-        BadInput: an engine that is not measured on devices, or no device could measure.
+        BadInput: an engine that is not measured on devices, or not so, or no device could measure.
     """
     for subject in subjects:
-        if subject.engine not in RUNNERS:
-            raise BadInput(f"{subject.name}: {subject.engine} is not measured on devices; known: {', '.join(RUNNERS)}")
+        _check(subject, plan)
     contents = {subject.name: whole(subject.path) for subject in subjects}
     found, failed = on_devices(
         addresses, lambda device, tell: _documents(device, tell, subjects, contents, plan), track, log
     )
     profiles = [{"device": name, **made} for name, documents in found.items() for made in documents]
     return {"schema": SCHEMA, "profiles": profiles, "failed": failed}
+
+
+def _check(subject: Subject, plan: Plan) -> None:
+    if subject.engine not in RUNNERS:
+        raise BadInput(f"{subject.name}: {subject.engine} is not measured on devices; known: {', '.join(RUNNERS)}")
+    if subject.engine in TENSORRT and (more := [option for option in plan.options if option in MORE]):
+        raise BadInput(
+            f"{subject.name}: in TensorRT a device measures latency alone; leave out {' and '.join(more)}, or name "
+            f"files for ONNX Runtime"
+        )
 
 
 def _documents(
@@ -88,14 +100,22 @@ def _document(
         rows = [{**row, "engine": name} for row in checked(result["rows"], [item.name for item in group])]
         before, after = processor(result["machine"]), processor(result["machine_after"])
         measured = {**result, "rows": rows, "machine": before, "machine_after": after}
-        return document(measured, plan, {item.name: item.path for item in group}, {})
+        paths = {item.name: item.path for item in group}
+        found = document(measured, plan, paths, {})
+    return with_traffic(found, paths, plan) if plan.layers else found
 
 
-def _options(subject: Subject, plan: Plan) -> dict[str, list[str]]:
-    """What trtexec is told to build the engine of a file, and to run it."""
+def _options(subject: Subject, plan: Plan) -> dict[str, Any]:
+    """What trtexec is told to build the engine of a file, and to run it; the batch that it then runs."""
     shapes = input_shapes(subject.path)
     free = any(shape[0] is None for shape in shapes.values())
+    fixed = max((shape[0] or plan.batch for shape in shapes.values()), default=plan.batch)
+    if plan.batch not in (1, fixed):
+        raise BadInput(
+            f"{subject.name}: the file is of batch {fixed}; measure it with that, not with --batch {plan.batch}"
+        )
     return {
+        "batch": fixed,
         "build": build_options(TENSORRT[subject.engine], shapes),
         "shapes": [shape_option("shapes", plan.batch, shapes)] if free else [],
     }

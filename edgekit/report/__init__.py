@@ -5,7 +5,7 @@ from edgekit.report.documents import document, junit, verdicts_json
 from edgekit.report.entries import bundle_entries, comparison_entry, names
 from edgekit.report.page import write_page, write_reports
 from edgekit.report.plots import write_plots
-from edgekit.report.rows import METRICS, base_row, newest_verdicts, rows, shipped, task
+from edgekit.report.rows import METRICS, base_row, device_rows, judged, newest_verdicts, rows, shipped, task
 from edgekit.report.text import (
     SIZES,
     cells,
@@ -32,7 +32,9 @@ __all__ = [
     "cells",
     "columns",
     "comparison_entry",
+    "device_rows",
     "document",
+    "judged",
     "junit",
     "markdown",
     "names",

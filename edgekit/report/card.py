@@ -7,10 +7,10 @@ from typing import Any
 
 from edgekit.bundle import Bundle
 from edgekit.cards import card, cards
-from edgekit.report.metrics import METRICS, point
 from edgekit.report.reproduce import machine_text, model
 from edgekit.report.rows import rows, task
 from edgekit.report.text import plain_markdown, stand_ins
+from edgekit.vocabulary import METRICS, point
 
 TASKS = {"classify": "image classification", "segment": "semantic segmentation", "detect": "object detection"}
 

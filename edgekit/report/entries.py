@@ -16,12 +16,13 @@ from edgekit.onnx_file import read
 from edgekit.report.card import Section, card_sections
 from edgekit.report.changes import Change, beyond, changes
 from edgekit.report.layers import file_layers, with_measured
-from edgekit.report.metrics import METRICS, SHARES, point
+from edgekit.report.metrics import SHARES
 from edgekit.report.reproduce import command, environment, machine_text, recipe_toml
 from edgekit.report.rows import METRICS as TASK_METRICS
-from edgekit.report.rows import newest_verdicts, rows, task
+from edgekit.report.rows import device_rows, newest_verdicts, rows, task
 from edgekit.report.text import notes
 from edgekit.report.tradeoff import Point, points
+from edgekit.vocabulary import METRICS, point
 
 Row = dict[str, Any]
 MOST_STEPS = 400
@@ -36,6 +37,7 @@ class Entry:
         rows: a record per stage; the first is what drops and ratios compare with.
         layers: by file, a record per layer.
         training: step, pass, series and value of the training logs.
+        there: a record per file and device that it was measured on layer by layer; `file` names both, as in `layers`.
         beyond: how many edits name no layer of the file.
     """
 
@@ -46,6 +48,7 @@ class Entry:
     notes: Sequence[str]
     environment: Sequence[tuple[str, str]]
     training: Sequence[Row] = ()
+    there: Sequence[Row] = ()
     changes: Sequence[Change] = ()
     beyond: int = 0
     verdicts: Sequence[Verdict] = ()
@@ -82,7 +85,7 @@ class Entry:
         """By file, the corners of the machine's roofs where the profile names its peaks."""
         return {
             row["file"]: _roof(row["roofline"], self.layers.get(row["file"], ()))
-            for row in self.rows
+            for row in (*self.rows, *self.there)
             if row.get("roofline")
         }
 
@@ -119,14 +122,17 @@ def _bundle_entry(name: str, bundle: Bundle) -> Entry:
     ordered = sorted(found, key=lambda row: row["file"] != bundle.base.name)  # stable: the base first
     kept = [row for row in ordered if row["file"].startswith(("base.", "model."))]
     layers = {row["file"]: file_layers(bundle, row) for row in kept}
+    there = [row for row in device_rows(bundle) if row.get("layers")]
+    named = [{**row, "file": f"{row['file']} on {row['device']}"} for row in there]
     weighed = [[item for item in layers[row["file"]] if item.get("weights")] for row in kept[:2]]
     before, after = weighed[0], weighed[-1]
     profile, manifest = bundle.latest("profile") or {}, bundle.manifest
     return Entry(
         name=name,
         task=task(bundle),
-        rows=[_with_bits(row, ordered[0]) for row in ordered],
-        layers=layers,
+        rows=ordered,
+        layers=layers | {label["file"]: file_layers(bundle, row) for label, row in zip(named, there)},
+        there=named,
         notes=[*notes(bundle), *_gaps(bundle, profile)],
         environment=environment(bundle),
         training=_training(bundle),
@@ -160,12 +166,6 @@ def _gaps(bundle: Bundle, profile: Mapping[str, Any]) -> list[str]:
     found = [f"{name}: not timed: {reason}" for name, reason in profile.get("unmeasured", {}).items()]
     found += [f"{row['file']}: unstable: {why}" for row in profile["rows"] for why in row.get("unstable", [])]
     return [*found, *(f"Unstable: {why}" for why in profile.get("unstable", []))]
-
-
-def _with_bits(row: Row, base: Row) -> Row:
-    """Bits a weight: 8 × packed bytes over the weights of the uncompressed network."""
-    sent, weights = point(row.get("transport_bytes")), point(base.get("params"))
-    return {**row, "bits": 8 * sent / weights} if sent and weights else dict(row)
 
 
 def _training(bundle: Bundle) -> list[Row]:

@@ -1,102 +1,16 @@
-"""The metrics a report shows, as one table: key in a bundle's rows, title, unit, and which way is better.
-
-A bundle holds some of them; what it lacks is said to be not measured.
-"""
+"""Which metrics a report plots, and which of them its rows hold."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from edgekit.terminal import si
+from edgekit.vocabulary import METRICS, Metric, point
 
-Unit = Literal["", "B", "ms", "%", "dB", "J", "bits"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """`key` is the name in a row; the value is a number or an interval {"median", "low", "high", …}."""
-
-    key: str
-    title: str
-    unit: Unit = ""
-    better: Literal["less", "more"] = "less"
-
-    def text(self, value: Any) -> str:
-        """The value with its unit, an interval with its ends; "not measured" where there is none."""
-        if (found := point(value)) is None:
-            return "not measured"
-        if not isinstance(value, Mapping) or value["low"] == value["high"]:
-            return self._one(found)
-        low, high = (NUMBERS[self.unit](value[end]) for end in ("low", "high"))
-        return f"{self._one(found)} [{low}, {high}]"
-
-    def _one(self, value: float) -> str:
-        number = NUMBERS[self.unit](value)
-        if self.unit == "B" and number[-1].isalpha():
-            return f"{number[:-1]} {number[-1]}B"
-        return f"{number} {self.unit}".rstrip()
-
-
-def _fixed(digits: int) -> Callable[[float], str]:
-    return lambda value: f"{value:.{digits}f}"
-
-
-NUMBERS: dict[Unit, Callable[[float], str]] = {
-    "": si,
-    "B": si,
-    "ms": lambda value: f"{value:.3g}" if value < 10 else f"{value:.1f}",
-    "%": _fixed(2),
-    "dB": _fixed(1),
-    "J": lambda value: f"{value:.3g}",
-    "bits": _fixed(2),
-}
-
-METRICS = {
-    metric.key: metric
-    for metric in (
-        Metric("top1", "top-1", "%", "more"),
-        Metric("top5", "top-5", "%", "more"),
-        Metric("miou", "mIoU", "%", "more"),
-        Metric("pixel_accuracy", "pixel accuracy", "%", "more"),
-        Metric("map", "mAP", "%", "more"),
-        Metric("map50", "mAP at IoU 0.5", "%", "more"),
-        Metric("params", "parameters"),
-        Metric("macs", "MACs"),
-        Metric("cio", "CIO"),
-        Metric("size_bytes", "file", "B"),
-        Metric("transport_bytes", "packed for transport", "B"),
-        Metric("latent_bytes", "a picture on the wire", "B"),
-        Metric("bits", "bits a weight, packed", "bits"),
-        Metric("latency_ms", "latency", "ms"),
-        Metric("latency_p90_ms", "latency p90", "ms"),
-        Metric("latency_p99_ms", "latency p99", "ms"),
-        Metric("load_ms", "load time", "ms"),
-        Metric("traffic_model_bytes", "modelled traffic", "B"),
-        Metric("traffic_measured_bytes", "measured traffic", "B"),
-        Metric("weight_bytes", "weights", "B"),
-        Metric("peak_bytes", "activations at once", "B"),
-        Metric("arena_bytes", "arena", "B"),
-        Metric("resident_load_bytes", "resident after loading", "B"),
-        Metric("resident_run_bytes", "resident while running", "B"),
-        Metric("energy_j", "energy", "J"),
-        Metric("parity_db", "closeness to float", "dB", "more"),
-        Metric("int8_convs", "int8 convolutions", "", "more"),
-    )
-}
 COSTS = "latency_ms size_bytes transport_bytes traffic_model_bytes macs params peak_bytes resident_run_bytes energy_j"
 """What accuracy is plotted against, in the order of the selector."""
 
 SHARES = ("params", "macs", "size_bytes", "latency_ms", "traffic_model_bytes")
 """What the plot of stages shows as a share of the uncompressed network."""
-
-
-def point(value: Any) -> float | None:
-    """A value or an interval's median; None where there is none or it is not finite."""
-    found = value.get("median") if isinstance(value, Mapping) else value
-    return found if isinstance(found, (int, float)) and math.isfinite(found) else None
 
 
 def measured(rows: list[dict[str, Any]]) -> list[Metric]:
@@ -107,4 +21,4 @@ def measured(rows: list[dict[str, Any]]) -> list[Metric]:
 def unmeasured(rows: list[dict[str, Any]]) -> list[Metric]:
     """What could be measured and no row holds, other tasks' accuracy apart."""
     held = measured(rows)
-    return [metric for metric in METRICS.values() if metric not in held and metric.unit != "%"]
+    return [metric for metric in METRICS.values() if metric not in held and not metric.accuracy]

@@ -22,11 +22,13 @@ from edgekit.report.card import card_markdown
 from edgekit.report.entries import Entry, bundle_entries, cost_points
 from edgekit.report.extra import extra
 from edgekit.report.layers import LAYER_METRICS
-from edgekit.report.metrics import METRICS, measured, point, unmeasured
+from edgekit.report.metrics import measured, unmeasured
 from edgekit.report.plots import VEGA_LITE, axis_title, held, specs, tidy, write_plots
 from edgekit.report.rows import METRICS as TASK_METRICS
 from edgekit.report.strips import strip
+from edgekit.report.text import measured_text
 from edgekit.report.tradeoff import costs
+from edgekit.vocabulary import METRICS, point
 
 HERE = Path(__file__).parent
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
@@ -93,6 +95,7 @@ def _template() -> Any:
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     made.globals |= {"METRICS": METRICS, "MARKS": MARKS, "TASK_METRICS": TASK_METRICS}
     made.globals |= {"measured": measured, "unmeasured": unmeasured, "held": held, "strip": strip}
+    made.globals |= {"measured_text": measured_text}
     made.globals |= {"LAYER_METRICS": LAYER_METRICS}
     return made.get_template("page.html")
 

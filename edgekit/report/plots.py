@@ -21,9 +21,10 @@ from edgekit.report.documents import xml_text
 from edgekit.report.entries import Entry, cost_points
 from edgekit.report.extra import extra
 from edgekit.report.layers import LAYER_METRICS, LayerMetric
-from edgekit.report.metrics import METRICS, SHARES, Metric
+from edgekit.report.metrics import SHARES
 from edgekit.report.rows import METRICS as TASK_METRICS
 from edgekit.report.tradeoff import costs
+from edgekit.vocabulary import METRICS, Metric
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]

@@ -17,8 +17,8 @@ class Strip(NamedTuple):
 
 
 def strip(verdict: Verdict) -> Strip | None:
-    """The strip of a verdict, or None where nothing was measured."""
-    if verdict.value is None:
+    """The strip of a verdict, or None where nothing was measured or its interval is not known."""
+    if verdict.value is None or verdict.reason:
         return None
     low = verdict.value if verdict.low is None else verdict.low
     high = verdict.value if verdict.high is None else verdict.high

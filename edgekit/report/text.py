@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import Bundle
 from edgekit.gate import Verdict
-from edgekit.report.rows import METRICS, base_row, rows, shipped, task
+from edgekit.report.rows import METRICS, base_row, device_rows, rows, shipped, task
 from edgekit.targets import target
 from edgekit.terminal import latency, make, megabytes, si
 
@@ -45,15 +45,13 @@ def size_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     """For each file of a bundle its stage and what `SIZES` names: the file and its transport form, bits a weight of the
     uncompressed network, weights and activations at once by the file, and by the runtime the arena and the resident set
     after loading and while running."""
-    weights = base_row(bundle)["params"]
-    return [_size_cells(row, weights) for row in rows(bundle) if "transport_bytes" in row]
+    return [_size_cells(row) for row in rows(bundle) if "transport_bytes" in row]
 
 
-def _size_cells(row: dict[str, Any], weights: int) -> tuple[str, ...]:
+def _size_cells(row: dict[str, Any]) -> tuple[str, ...]:
     keys = "weight_bytes peak_bytes arena_bytes resident_load_bytes resident_run_bytes".split()
-    sent = row["transport_bytes"]
     taken = [megabytes(row.get(key)) for key in keys]
-    return row["stage"], megabytes(row["size_bytes"]), megabytes(sent), f"{8 * sent / weights:.2f}", *taken
+    return row["stage"], megabytes(row["size_bytes"]), megabytes(row["transport_bytes"]), f"{row['bits']:.2f}", *taken
 
 
 def _percent(value: float | None) -> str:
@@ -96,9 +94,8 @@ def predictions(bundle: Bundle) -> list[str]:
         if "latency_predicted" in row and row["file"] != bundle.base.name:
             median = (row.get("latency_ms") or {}).get("median")
             measured = f"{median / base:.3f} measured" if base and median else "not measured"
-            found.append(
-                f"latency of {row['stage']}: {row['latency_predicted']:.3f} of the base's predicted, {measured}"
-            )
+            told = f"by {row['latency_table']}" if "latency_table" in row else measured  # which is of another machine
+            found.append(f"latency of {row['stage']}: {row['latency_predicted']:.3f} of the base's predicted, {told}")
     return found
 
 
@@ -115,18 +112,52 @@ def slower(bundle: Bundle) -> list[str]:
     return found
 
 
+UNKNOWN = {
+    "traffic_unknown": "modelled traffic",
+    "peak_unknown": "activations at once",
+    "layers_unknown": "times of layers",
+    "traffic_layers_unknown": "modelled traffic of layers",
+}
+"""What a row says instead of a figure that could not be had."""
+
+
+def unknown(bundle: Bundle) -> list[str]:
+    """A line for each figure that could not be had, and why."""
+    return [
+        f"{row['file']}: {what} not known: {row[key]}"
+        for row in rows(bundle)
+        for key, what in UNKNOWN.items()
+        if key in row
+    ]
+
+
+def on_devices(bundle: Bundle) -> list[str]:
+    """A line for each file on each device that it was measured on."""
+    return [
+        f"{row['file']} on {row['device']} ({row['cpu']}): {latency(row['latency_ms'])} ms, "
+        f"{latency(row['latency_ratio'])} of {row['ratio_to']}{'; unstable' if row['unstable'] else ''}"
+        for row in device_rows(bundle)
+    ]
+
+
 def notes(bundle: Bundle) -> list[str]:
     """What belongs below the table."""
-    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle)]
+    return [*stand_ins(bundle), *predictions(bundle), *slower(bundle), *on_devices(bundle), *unknown(bundle)]
 
 
 def verdict_line(verdict: Verdict) -> str:
     mark = {"pass": "pass", "fail": "FAIL", "inconclusive": "????"}[verdict.outcome]
-    found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
-    spread = ""
-    if verdict.low is not None and verdict.low != verdict.high:
-        spread = f" [{verdict.low:.4g}, {verdict.high:.4g}]"
-    return f"{mark}  {verdict.metric} {verdict.rule} {verdict.limit:g}: {found}{spread}  {verdict.file}"
+    return f"{mark}  {verdict.metric} {verdict.rule} {verdict.limit:g}: {measured_text(verdict)}  {verdict.file}"
+
+
+def measured_text(verdict: Verdict) -> str:
+    """The value with its interval, or why there is none."""
+    if verdict.value is None:
+        return verdict.reason
+    if verdict.reason:
+        return f"{verdict.value:.4g} ({verdict.reason})"
+    spread = f" [{verdict.low:.4g}, {verdict.high:.4g}]" if verdict.low != verdict.high else ""
+    return f"{verdict.value:.4g}{spread}"
 
 
 def markdown(bundle: Bundle, verdicts: Sequence[Verdict] = ()) -> str:
@@ -144,8 +175,8 @@ def _markdown_table(titles: Sequence[str], body: Sequence[Sequence[str]]) -> lis
 def verdicts_markdown(verdicts: Sequence[Verdict]) -> str:
     body = []
     for verdict in verdicts:
-        found = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
-        body.append((verdict.outcome, verdict.metric, verdict.rule, f"{verdict.limit:g}", found, verdict.file))
+        limit = f"{verdict.limit:g}"
+        body.append((verdict.outcome, verdict.metric, verdict.rule, limit, measured_text(verdict), verdict.file))
     return "\n".join(_markdown_table(("outcome", "metric", "rule", "limit", "measured", "file"), body))
 
 

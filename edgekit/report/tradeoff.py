@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgekit.report.metrics import COSTS, METRICS, point
+from edgekit.report.metrics import COSTS
 from edgekit.report.rows import METRICS as TASK_METRICS
+from edgekit.vocabulary import METRICS, point
 
 Point = dict[str, Any]
 

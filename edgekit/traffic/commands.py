@@ -5,34 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.devices.boards import DEFAULT, Board, Cache, Caches, board, parse_bytes
+from edgekit.devices.boards import Board, hierarchy
 from edgekit.errors import BadInput
 from edgekit.graph_onnx import onnx_cost
 from edgekit.onnx_file import read
+from edgekit.traffic.accelerator import cross_check
 from edgekit.traffic.fused import fused
 from edgekit.traffic.measured import Measured, measure
 from edgekit.traffic.model import Row, modelled
 from edgekit.traffic.roofline import estimate
 
 
-def traffic_of(path: Path, board_name: str | None, llc: str | None, provider: str | None) -> dict[str, Any]:
+def traffic_of(
+    path: Path, board_name: str | None, llc: str | None, provider: str | None, check: str | None = None
+) -> dict[str, Any]:
     """Memory traffic of one inference of a file at batch 1.
 
     Args:
         board_name: whose caches, bandwidth and peak count.
         llc: the last-level cache alone, such as 2MiB; instead of a board.
         provider: what also measures it; None measures nothing.
+        check: the program for accelerators that also counts it; None asks none.
 
     Raises:
-        BadInput: no model, no such board, no size, or a provider that cannot be used here.
+        BadInput: no model, no such board, no size, or a provider or program that cannot be used here.
     """
-    if board_name and llc:
-        raise BadInput("--board and --llc: a board has its own last-level cache; give one of the two")
-    device = board(board_name) if board_name else None
-    caches = device.caches if device else Caches(Cache(parse_bytes(llc))) if llc else DEFAULT
+    if provider in ("perf", "ncu") and (board_name or llc):
+        raise BadInput(
+            f"--measure {provider}: counts what this machine moves, with the caches it has; leave out --board and "
+            f"--llc, or give --measure cachegrind, which simulates them"
+        )
+    device, caches = hierarchy(board_name, llc)
     cost = onnx_cost(read(path))
     rows = modelled(fused(path), caches.llc.size_bytes)
     found = measure(path, provider, caches) if provider else None
+    checked = cross_check(check, path) if check else None
     return {
         "schema": "edgekit/traffic/1",
         "file": str(path),
@@ -44,6 +51,7 @@ def traffic_of(path: Path, board_name: str | None, llc: str | None, provider: st
         "traffic_model_bytes": sum(row.traffic_bytes for row in rows),
         "model_parts": {part: sum(row.filled[part] for row in rows) for part in rows[0].filled} if rows else {},
         **(_measured(found) if found else {}),
+        **({"cross_check": checked} if checked else {}),
         "layers": [_layer(row, device) for row in rows],
     }
 

@@ -1,10 +1,10 @@
 """Run a file N times in ONNX Runtime and leave: what the measuring programs start. Started by its path, so that nothing
 but ONNX Runtime is loaded.
 
-    python inference.py FILE RUNS [MORE]
+    python inference.py PROVIDER FILE RUNS [MORE]
 
-With MORE, a copy of the process ends after RUNS, and the process itself goes on for that many more: what the copy did
-is what the process did until then.
+PROVIDER is ONNX Runtime's execution provider, and the file must run there. With MORE, a copy of the process ends after
+RUNS, and the process itself goes on for that many more: what the copy did is what the process did until then.
 """
 
 import os
@@ -16,11 +16,13 @@ import onnxruntime as ort
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
-def main(path: str, runs: int, more: int = 0) -> None:
+def main(provider: str, path: str, runs: int, more: int = 0) -> None:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, ["CPUExecutionProvider"])
+    session = ort.InferenceSession(path, options, list(dict.fromkeys([provider, "CPUExecutionProvider"])))
+    if session.get_providers()[0] != provider:  # it would run on the processor, with no more than a warning
+        sys.exit(f"ONNX Runtime cannot start its {provider}: look for CUDA and cuDNN of the versions it was built for")
     rng = np.random.default_rng(0)
     given = {}
     for item in session.get_inputs():
@@ -36,4 +38,4 @@ def main(path: str, runs: int, more: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

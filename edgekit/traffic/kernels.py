@@ -11,7 +11,8 @@ An activation other than ReLU goes through the outputs once more. int8 convoluti
 through positions in at most five parts and of each part 240 at a time, and for each of these through all weights, 16
 output channels at a time. Where the channels are no multiple of what the kernel wants (8 out, 4 in; 16 of a depthwise
 one), the window is unfolded into a buffer and the sums go through another of int32. Windows are found by a table of
-pointers, 8 bytes for each of their elements and positions.
+pointers, 8 bytes for each of their elements and positions. Of several groups each is a product of its own over a whole
+part: it unfolds its channels of the input and adds up its channels of the sums, a cache line in every position.
 
 A transposition from channels last to channels first goes through its input once for every few channels (8 of one byte,
 4 of four). Everything else goes through its inputs and outputs side by side, once.
@@ -28,9 +29,9 @@ from edgekit.traffic.fused import Group
 
 SET, LANES, BATCH = 32, 8, 128
 """Output channels computed at once, channels of a block, input channels of one pass of a pointwise convolution."""
-TASKS, POSITIONS, CHANNELS = 5, 240, 16
-"""Of an int8 convolution: parts of the output, positions of one pass, output channels at once."""
-POINTER_BYTES, SUM_BYTES = 8, 4
+TASKS, POSITIONS, CHANNELS, PART_MACS = 5, 240, 16, 64 * 1024
+"""Of an int8 convolution: parts of the output, positions of one pass, output channels at once, least work of a part."""
+POINTER_BYTES, SUM_BYTES, LINE_BYTES = 8, 4, 64
 COLUMNS = {1: 8, 2: 8, 4: 4, 8: 4}
 """Channels that a transposition writes at once, by the bytes of an element."""
 
@@ -153,6 +154,9 @@ class Convolution:
     def _int8(self) -> Iterator[Span]:
         _, filters = self._last
         positions = max(1, self.y.size_bytes // filters)
+        if self.group.groups > 1 and not (self.group.is_depthwise and filters == self.group.groups):
+            yield from self._int8_groups(positions)
+            return
         count = math.ceil(positions / min(POSITIONS, math.ceil(positions / TASKS)))
         sets = 1 if self.group.is_depthwise else math.ceil(filters / CHANNELS)
         buffers = self._buffers(positions, self.w.size_bytes // filters)
@@ -164,6 +168,23 @@ class Convolution:
                 yield self.w.part(chosen, sets)
                 yield self.y.part(index, count)
             yield from (buffer.part(index, count) for buffer in buffers)
+
+    def _int8_groups(self, positions: int) -> Iterator[Span]:
+        """Channels that share a cache line stand for a contiguous part of the tensor here; it is as large."""
+        channels, filters = self._last
+        groups = self.group.groups
+        least = math.ceil(PART_MACS / (self.w.size_bytes // groups) / POSITIONS) * POSITIONS
+        count = min(TASKS, math.ceil(positions / least))
+        unfolded = self.layout.scratch(positions * (self.w.size_bytes // filters), 0)
+        sums = self.layout.scratch(SUM_BYTES * self.y.size_bytes, 1)
+        x_lines, sum_lines = math.ceil(channels / LINE_BYTES), math.ceil(filters * SUM_BYTES / LINE_BYTES)
+        for index in range(count):
+            for number in range(groups):
+                yield self.x.part(number * x_lines // groups, x_lines).part(index, count)
+                yield unfolded.part(index, count)
+                yield self.w.part(number, groups)
+                yield sums.part(number * sum_lines // groups, sum_lines).part(index, count)
+            yield from (sums.part(index, count), self.y.part(index, count))
 
     def _buffers(self, positions: int, window_bytes: int) -> list[Span]:
         """The table of pointers or the unfolded windows, and the sums in int32."""

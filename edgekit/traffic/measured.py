@@ -8,7 +8,8 @@ set side by side:
                 back are not counted; no prefetcher. Valgrind (Nethercote & Seward 2007) shows programs a processor with
                 AVX2 and no more, so ONNX Runtime takes its AVX2 kernels. Works wherever valgrind does.
     perf        reads and writes of the memory controllers, those of everything else on the machine included.
-    ncu         reads and writes of a GPU's memory, kernel by kernel, with caches emptied before each.
+    ncu         reads and writes of a GPU's memory, kernel by kernel, with caches emptied before each. What ONNX Runtime
+                leaves to the processor is not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgekit.devices.boards import DEFAULT, Cache, Caches
-from edgekit.engines import engine
+from edgekit.engines import cuda, engine
 from edgekit.errors import BadInput, unknown
 
 RUNS = (2, 3)
@@ -84,9 +85,9 @@ def measure(path: Path, provider: str = "cachegrind", caches: Caches = DEFAULT) 
     return Measured(provider, parts, chosen.detail(caches))
 
 
-def _run(command: Sequence[str], path: Path, *runs: int) -> str:
+def _run(command: Sequence[str], path: Path, *runs: int, provider: str = "CPUExecutionProvider") -> str:
     """Raises BadInput with the program's last words where it fails."""
-    whole = [*command, sys.executable, str(RUNNER), str(path), *map(str, runs)]
+    whole = [*command, sys.executable, str(RUNNER), provider, str(path), *map(str, runs)]
     done = subprocess.run(whole, capture_output=True, text=True, env={**os.environ, **QUIET})
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
@@ -191,22 +192,28 @@ def perf_bytes(text: str) -> Parts:
 
 # A GPU's memory
 
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 METRICS = {"reads": "dram__bytes_read.sum", "writes": "dram__bytes_write.sum"}
 
 
 def _no_ncu() -> str | None:
     if not shutil.which("ncu"):
         return "Nsight Compute is not installed; get it by `apt install nsight-compute`, or with the CUDA toolkit"
+    if _gpu_provider() is None:
+        return "this ONNX Runtime runs nothing on a GPU; get one that does by `pip install onnxruntime-gpu`"
+    return cuda.missing()
+
+
+def _gpu_provider() -> str | None:
+    """The execution provider of this ONNX Runtime that runs files on the GPU."""
     import onnxruntime as ort
 
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA; get it by `pip install onnxruntime-gpu`"
-    return None
+    return next((name for name in GPU_PROVIDERS if name in ort.get_available_providers()), None)
 
 
 def _ncu(path: Path, _caches: Caches) -> tuple[Parts, Parts]:
     command = ["ncu", "--csv", "--print-units", "base", "--metrics", ",".join(METRICS.values())]
-    few, many = (ncu_bytes(_run(command, path, runs)) for runs in RUNS)
+    few, many = (ncu_bytes(_run(command, path, runs, provider=str(_gpu_provider()))) for runs in RUNS)
     return few, many
 
 
@@ -228,5 +235,5 @@ def ncu_bytes(text: str) -> Parts:
 PROVIDERS = {
     "cachegrind": Provider(_no_valgrind, _cachegrind, _cachegrind_detail),
     "perf": Provider(_no_perf, _perf, lambda _caches: {}),
-    "ncu": Provider(_no_ncu, _ncu, lambda _caches: {}),
+    "ncu": Provider(_no_ncu, _ncu, lambda _caches: {"execution_provider": str(_gpu_provider())}),
 }

@@ -53,13 +53,18 @@ def precision(row: Row) -> str:
 
 
 def fit(networks: Sequence[tuple[Sequence[Row], Mapping[str, float]]], board: Board) -> dict[str, float]:
-    """The factor of each class: the time that was measured over the time by peak and bandwidth, of all networks.
+    """The factor of each class: the time that was measured over the time by peak and bandwidth, of all networks, each
+    of which counts the same however long it takes.
 
     Args:
         networks: of each, its rows and the milliseconds measured of each class.
     """
-    measured = {name: sum(times.get(name, 0.0) for _, times in networks) for name in CLASSES}
-    ideal = {name: sum(by_class(rows, board)[name] for rows, _ in networks) for name in CLASSES}
+    measured, ideal = dict.fromkeys(CLASSES, 0.0), dict.fromkeys(CLASSES, 0.0)
+    for rows, times in networks:
+        whole, roofs = sum(times.values()), by_class(rows, board)
+        for name in CLASSES:
+            measured[name] += times.get(name, 0.0) / whole
+            ideal[name] += roofs[name] / whole
     return {name: measured[name] / ideal[name] if ideal[name] else 1.0 for name in CLASSES}
 
 

@@ -23,9 +23,12 @@ DEVELOPMENT = (
     "hardnet_68ds",
     "resnet_18",
     "vovnet_27_slim",
+    "csp_mobilenet_v2",
 )
-HELD_OUT = ("mobilenet_v3_large", "csp_mobilenet_v2", "hardnet_39ds", "vovnet_v2_19_dw")
-"""Chosen before the model was written, and not looked at while it was."""
+HELD_OUT = ("mobilenet_v3_large", "skipblocknet_large", "hardnet_39ds", "vovnet_v2_19_dw")
+"""Not looked at while the model was written. `csp_mobilenet_v2` stood here until its int8 file, which moved four times
+the modelled bytes, showed that products of groups were missing; `skipblocknet_large` took its place before it was
+measured."""
 PRECISIONS = ("fp32", "int8")
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from common import claim, write
 from profile_files import DEVELOPMENT, HELD_OUT, path_of
 
+from edgekit.devices import runner
 from edgekit.devices.boards import Board, Cache, Caches
 from edgekit.engines import onnxruntime
 from edgekit.graph_onnx import onnx_cost
 from edgekit.onnx_file import read
-from edgekit.profile import interleave
 from edgekit.progress import track
 from edgekit.traffic.fused import FUSED_CONVS, PRODUCTS, fused
 from edgekit.traffic.model import Row, modelled
@@ -76,9 +76,8 @@ def timed(found: dict[str, list[Row]], rounds: int) -> tuple[dict[str, float], d
     with tempfile.TemporaryDirectory() as folder:
         noted = [onnxruntime.load(path_of(name, "fp32"), 1, profile=Path(folder) / "ops") for name in found]
         plain = [onnxruntime.load(path_of(name, "fp32"), 1) for name in found]
-        rng = np.random.default_rng(SEED)
-        pairs = [(session, rng.standard_normal((1, *session.shape), np.float32)) for session in (*noted, *plain)]
-        series = interleave(pairs, rounds, SEED, track)
+        pairs = [(session, runner.noise(session, 1)) for session in (*noted, *plain)]
+        series = runner.interleave(pairs, track(range(rounds), "rounds", rounds), SEED)
         accounts = [onnxruntime.operators(session) for session in noted]
     whole = dict(zip(found, (min(times) for times in series[len(noted) :])))
     return whole, {name: class_times(rows, account, rounds) for (name, rows), account in zip(found.items(), accounts)}

@@ -3,10 +3,12 @@
     python tools/benchmarks/report.py      # about a minute; needs chromium and chromedriver
 
 The bundles are made by hand: three files of 300 layers each, with times, traffic and sensitivity of every layer. What
-is timed is a fresh load from disk, from the request to the last of the plots that are seen at first; work_s is
-the processor time of the page's thread in it, which other load on the machine does not change.
+is timed is a fresh load from disk in a browser that runs already, from the request to the last of the plots that are
+seen at first, the median of seven. work_s is the processor time of the page's thread in it, which other load on the
+machine does not change.
 """
 
+import os
 import statistics
 import sys
 import tempfile
@@ -28,9 +30,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
         row = {"bundles": BUNDLES, "layers": LAYERS, **made(Path(folder), page), **opened(page, Path(folder))}
+        row["load"] = os.getloadavg()[0]
     claims = [
-        claim("report-size", "below 10 MB for 20 bundles of 300 layers", row["size_mb"], "MB", row["size_mb"] < 10),
-        claim("report-opens", "below 3 s for 20 bundles of 300 layers", row["open_s"], "s", row["open_s"] < 3),
+        claim("report.size", "below 10 MB for 20 bundles of 300 layers", row["size_mb"], "MB", row["size_mb"] < 10),
+        claim("report.opens", "below 3 s for 20 bundles of 300 layers", row["open_s"], "s", row["open_s"] < 3),
     ]
     write("report", [row], claims)
 
