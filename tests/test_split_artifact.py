@@ -18,6 +18,7 @@ from tests import split_bundles
 
 def test_tables_of_known_counts():
     assert from_counts([np.array([3, 1]), np.array([5])], 2) == Tables(2, ((3, 1), (4,)))
+    assert from_counts([np.array([2, 5])], 2).frequencies == ((1, 3),)  # of 1.14 and 2.86 the latter is rounded up
     # A symbol that was never seen takes the least; the rest is shared out in proportion.
     assert from_counts([np.array([0, 3, 4, 0])], 10).frequencies == ((1, 438, 584, 1),)
     assert from_counts([np.zeros(4, int)], 3).frequencies == ((2, 2, 2, 2),)

@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn")
 
 from edgekit.cli import main
 from edgekit.errors import BadInput
-from edgekit.split import app, server
+from edgekit.split import app, models, server
 from edgekit.split.app import Service
 from edgekit.split.batching import Batcher, Busy
 from edgekit.split.remote import Address, Remote
@@ -100,6 +100,17 @@ def test_the_first_waits_no_longer_than_it_may():
     assert 90 <= found[0].queue_ms < 5000 and found[0].batch == 2
 
 
+def test_the_end_waits_for_no_company():
+    async def go():
+        batcher = Batcher(list, most_batch=3, most_waiting=9, delay_s=30.0)
+        answers = [asyncio.create_task(batcher.submit(item)) for item in range(2)]
+        await asyncio.sleep(0)
+        await batcher.close()
+        return [(await one).value for one in answers]
+
+    assert asyncio.run(asyncio.wait_for(go(), 20)) == [0, 1]
+
+
 def _turn(link: Path, folder: Path) -> None:
     """Make the link point there, at once."""
     other = link.with_name("other")
@@ -155,17 +166,28 @@ def test_a_bundle_that_cannot_be_used_is_not_taken_up(tmp_path, monkeypatch, cap
         assert ask(url, wire(good).pack(latents(1)[0]), "cam").status == 200
 
 
-def test_what_was_accepted_is_answered_before_the_end(folder):
-    packet, answers = wire(folder).pack(latents(1)[0]), []
-    with contextlib.ExitStack() as stack:
-        url = stack.enter_context(running(Service({"tiny": folder}, Limits(batch=64, delay_ms=600))))
-        threads = [threading.Thread(target=lambda: answers.append(ask(url, packet).status)) for _ in range(5)]
-        [thread.start() for thread in threads]
-        time.sleep(0.3)
-        assert not answers
-        stack.close()  # ends the server while all five wait for company
-        [thread.join() for thread in threads]
-    assert answers == [200] * 5
+def test_what_was_accepted_is_answered_before_the_end(folder, monkeypatch):
+    packet, accepted, go_on = wire(folder).pack(latents(1)[0]), [], threading.Event()
+    run, submit = models.Model.run, Batcher.submit
+
+    def slow(model, contents):
+        go_on.wait(30)
+        return run(model, contents)
+
+    def counted(batcher, item):
+        accepted.append(item)
+        return submit(batcher, item)
+
+    monkeypatch.setattr(models.Model, "run", slow)
+    monkeypatch.setattr(Batcher, "submit", counted)
+    with ThreadPoolExecutor(5) as pool, contextlib.ExitStack() as stack:
+        url = stack.enter_context(running(Service({"tiny": folder}, Limits(batch=2))))
+        answers = [pool.submit(ask, url, packet) for _ in range(5)]
+        _until(lambda: len(accepted) == 5)
+        threading.Timer(0.5, go_on.set).start()
+        stack.close()  # the server ends while one batch runs and the others wait
+        assert [one.result().status for one in answers] == [200] * 5
+    assert not {one.name for one in threading.enumerate()} & {"inference"}
 
 
 def test_tls_and_a_token(folder, tmp_path):

@@ -115,11 +115,13 @@ CODED, RAW = PLAIN.pack(LATENT), PLAIN.pack(LATENT, stored=True)
         (_with(CODED, 34, b"\xff\xff\xff\xff"), "by its header it has 4294967337 bytes"),
         (CODED[:-1] + bytes([CODED[-1] ^ 1]), "its CRC is wrong"),
         (_with(CODED, len(CODED) - 4, bytes(4)), "cannot be decoded"),
+        (_with(CODED + b"\1\0\0\0", 34, b"\x0c"), "goes on after the last symbol"),
         (_with(RAW, 5, b"\0"), "no multiple of 4"),
         (_with(CODED, 5, bytes([STORED])), "bytes for 18 symbols"),
         (_with(RAW, 42 + 6, b"\2"), "channel 1 of the latent has the symbol 2"),
         (WIRES["signed"].pack(LATENT), "has an HMAC, and this end has no key"),
     ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_what_is_no_packet_is_refused(packet, message):
     with pytest.raises(PacketError, match=message):

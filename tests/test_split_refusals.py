@@ -122,6 +122,13 @@ def _rest(connection: socket.socket) -> bytes:
     return received
 
 
+@pytest.mark.parametrize("path", ["/v2/models/nix/infer", "/v2", "/nowhere"])
+def test_a_body_for_nobody_is_not_read(url, path):
+    with _connect(url) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nabc".encode())
+        assert _rest(connection).startswith(b"HTTP/1.1 40")  # and then the end
+
+
 def test_a_slow_body_is_not_waited_for(folder, packet):
     with running(Service({"tiny": folder}, read_s=0.3)) as url, _connect(url) as connection:
         connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(packet)}\r\n\r\n".encode())

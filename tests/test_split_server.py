@@ -13,6 +13,7 @@ pytest.importorskip("uvicorn")
 
 from edgekit.data import Input
 from edgekit.engines import engine
+from edgekit.errors import BadInput
 from edgekit.split import models
 from edgekit.split.app import Service
 from edgekit.split.repository import Limits
@@ -103,6 +104,8 @@ def test_a_picture_is_counted_before_it_is_decoded(url, monkeypatch):
     monkeypatch.setattr(models, "MOST_PIXELS", 64 * 63)
     refused = ask(url, file.getvalue(), "tiny-full")
     assert refused.status == 400 and "4,096 pixels" in error(refused)
+    with pytest.raises(BadInput, match="has 4,194,305 bytes; at most 4,194,304"):
+        models.decoded(bytes(2**22 + 1))
     assert "no JPEG or WEBP" in error(ask(url, b"\x89PNG" + file.getvalue(), "tiny-full"))
 
 

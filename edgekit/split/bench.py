@@ -23,7 +23,7 @@ from edgekit.data import Progress, Samples
 from edgekit.errors import BadInput
 from edgekit.metrics import METRICS
 from edgekit.split.client import Answered, answer_here, answer_there, summary
-from edgekit.split.credentials import KEY_VARIABLE
+from edgekit.split.credentials import KEY_VARIABLE, TOKEN_VARIABLE
 from edgekit.split.device import Device, Way, latent_way, picture_way
 from edgekit.split.link import Link, shaped
 from edgekit.split.policy import DEVICE
@@ -57,7 +57,9 @@ def server(bundle: Path, key: bytes | None, threads: int) -> Iterator[str]:
         BadInput: it did not start; what it said is passed on.
     """
     command = [sys.executable, "-m", "edgekit", "split", "serve", f"{MODEL}={bundle}", "--port", "0"]
-    environment = {**os.environ, **({KEY_VARIABLE: key.hex()} if key else {})}
+    environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    if key is not None:
+        environment[KEY_VARIABLE] = key.hex()
     with subprocess.Popen(
         [*command, "--threads", str(threads)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

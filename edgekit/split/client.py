@@ -99,18 +99,19 @@ class Client:
         self._count = 0
 
     def _possible(self) -> list[str]:
-        policy = self._plan.policy
-        if policy == DEVICE and self._device.whole is None:
-            raise BadInput("--policy device: the bundle has no whole network; compress it with one, or choose split")
+        """The ways to choose from."""
+        policy, here = self._plan.policy, self._device.whole is not None
         if policy == DEVICE:
+            if not here:
+                raise BadInput("--policy device: the bundle has no whole network; choose split")
             return [DEVICE]
-        here = [DEVICE] if self._device.whole is not None else []
+        ways: list[str] = ["split", *([DEVICE] if here else [])] if policy == "auto" else [policy]
         try:
             self.link.note_round_trip(self._remote.round_trip_ms())
-            return [policy] if policy != "auto" else ["split", *here, *self._jpeg()]
+            return ways + (self._jpeg() if policy == "auto" else [])
         except Away as error:
             self._stand_alone(error)
-            return [policy] if policy != "auto" else ["split", *here]
+            return ways
 
     def _jpeg(self) -> list[str]:
         """The way of sending pictures, where the server takes them."""

@@ -28,8 +28,7 @@ def named(bundles: Sequence[str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for text in bundles:
-        name, _, path = text.rpartition("=")
-        name = name or Path(path).absolute().name
+        name, _, path = text.partition("=") if "=" in text else (Path(text).absolute().name, "", text)
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name.endswith(WHOLE):
             raise BadInput(f"{name!r} is no name for a model: letters, digits, . _ and -, and no {WHOLE} at the end")
         if name in found:

@@ -47,8 +47,8 @@ class Model:
     """A file that answers inputs of bytes.
 
     version: the first 16 bytes of the file's SHA-256 in hex; of a tail, what packets name it by.
-    most_bytes: the longest input it takes.
-    read: an input's bytes as the array (C, H, W) that the file takes; raises BadInput.
+    most_bytes: the longest input there can be.
+    read: an input's bytes as the array (C, H, W) that the file takes; raises BadInput, also for what is longer.
     """
 
     name: str
@@ -73,8 +73,6 @@ class Model:
 
     def _read(self, content: bytes) -> np.ndarray | BadInput:
         try:
-            if len(content) > self.most_bytes:
-                raise BadInput(f"the input has {len(content)} bytes; {self.name} takes at most {self.most_bytes}")
             return self.read(content)
         except BadInput as error:
             return error
@@ -139,10 +137,12 @@ def decoded(content: bytes) -> np.ndarray:
     """A JPEG or WebP as uint8 (H, W) or (H, W, 3 | 4).
 
     Raises:
-        BadInput: it is none, or has too many pixels; those are counted before they are decoded.
+        BadInput: it is none, or has too many bytes or pixels; those are counted before they are decoded.
     """
     from PIL import Image
 
+    if len(content) > MOST_PICTURE_BYTES:
+        raise BadInput(f"the picture has {len(content):,} bytes; at most {MOST_PICTURE_BYTES:,} are taken")
     try:
         with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
             pixels = picture.width * picture.height

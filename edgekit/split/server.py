@@ -99,6 +99,11 @@ class Patient(HttpToolsProtocol):
         self._head_is_there()
         super().on_headers_complete()
 
+    def on_response_complete(self) -> None:
+        if self.cycle.more_body and not self.pipeline:  # answered before all was read: the rest is not waited for
+            self.transport.close()
+        super().on_response_complete()
+
     def shutdown(self) -> None:
         """The server ends. An idle connection is cut: over TLS a polite end would wait for the client's."""
         idle = self.cycle is None or self.cycle.response_complete
