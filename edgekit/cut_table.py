@@ -23,6 +23,7 @@ from edgekit.onnx_file import fix_input, read
 from edgekit.profile import time_files
 from edgekit.rewrites.fold import fold_model
 from edgekit.targets import target
+from edgekit.terminal import make, show, si
 
 if TYPE_CHECKING:
     import onnx
@@ -104,3 +105,20 @@ def _row(cut: Cut, whole_ms: float | None, rate: float | None, server_speed: flo
     parts = cut.macs_left + cut.macs_right / server_speed
     compute_ms = whole_ms * parts / max(1, cut.macs_left + cut.macs_right)
     return row | {"predicted_ms": compute_ms + 8000 * cut.size / rate}
+
+
+def show_cuts(found: dict[str, Any]) -> None:
+    """On the terminal."""
+    timed = "predicted ms" if "full_ms" in found else ""
+    headers = ["cut behind", "shape", "float32", "8 bit", "MACs before", "MACs behind", *filter(None, [timed])]
+    made = make(*headers, title=found["model"])
+    for row in found["cuts"]:
+        cells = ["×".join(map(str, row["shape"])), f"{si(row['float_bytes'])}B", f"{si(row['int8_bytes'])}B"]
+        cells += [si(row["macs_left"]), si(row["macs_right"])]
+        made.add_row(row["layer"], *cells, *([f"{row['predicted_ms']:.2f}"] if timed else []))
+    show(made)
+    if timed:
+        show(
+            f"all here: {found['full_ms']:.2f} ms, shared out by MACs; a link of {si(found['bits_per_second'])}bit/s "
+            f"without delay; a server {found['server_speed']:g} times as fast as this machine"
+        )

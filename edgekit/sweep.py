@@ -12,6 +12,7 @@ from edgekit.context import Track, no_progress
 from edgekit.errors import BadInput
 from edgekit.files import write_json
 from edgekit.job import WORK
+from edgekit.terminal import make, show
 
 
 def sweep(
@@ -70,3 +71,15 @@ def _points(bundle: Bundle) -> list[dict[str, Any]]:
         raise BadInput(f"{bundle.path}: is not cut; the recipe needs a step named split")
     kept = ("file", "precision", "latent_bytes", "metrics", "n")
     return [{"bundle": bundle.path.name, **{key: row[key] for key in kept}} for row in rows]
+
+
+def show_curve(found: dict[str, Any]) -> None:
+    """On the terminal."""
+    names = list(found["uncut"])
+    made = make(found["field"], "precision", "bytes a picture", *names, title=found["model"])
+    for point in found["points"]:
+        scores = (f"{point['metrics'][name]:.2f}" for name in names)
+        made.add_row(f"{point[found['field']]:g}", point["precision"], f"{point['latent_bytes']:.1f}", *scores)
+    made.add_section()
+    made.add_row("uncut", "", "", *(f"{score:.2f}" for score in found["uncut"].values()))
+    show(made)

@@ -34,33 +34,6 @@ def show_inspection(found: dict[str, Any]) -> None:
         show_accelerators(found["phones"])
 
 
-def show_cuts(found: dict[str, Any]) -> None:
-    timed = "predicted ms" if "full_ms" in found else ""
-    headers = ["cut behind", "shape", "float32", "8 bit", "MACs before", "MACs behind", *filter(None, [timed])]
-    made = make(*headers, title=found["model"])
-    for row in found["cuts"]:
-        cells = ["×".join(map(str, row["shape"])), f"{si(row['float_bytes'])}B", f"{si(row['int8_bytes'])}B"]
-        cells += [si(row["macs_left"]), si(row["macs_right"])]
-        made.add_row(row["layer"], *cells, *([f"{row['predicted_ms']:.2f}"] if timed else []))
-    show(made)
-    if timed:
-        show(
-            f"all here: {found['full_ms']:.2f} ms, shared out by MACs; a link of {si(found['bits_per_second'])}bit/s "
-            f"without delay; a server {found['server_speed']:g} times as fast as this machine"
-        )
-
-
-def show_curve(found: dict[str, Any]) -> None:
-    names = list(found["uncut"])
-    made = make(found["field"], "precision", "bytes a picture", *names, title=found["model"])
-    for point in found["points"]:
-        scores = (f"{point['metrics'][name]:.2f}" for name in names)
-        made.add_row(f"{point[found['field']]:g}", point["precision"], f"{point['latent_bytes']:.1f}", *scores)
-    made.add_section()
-    made.add_row("uncut", "", "", *(f"{score:.2f}" for score in found["uncut"].values()))
-    show(made)
-
-
 def show_accelerators(found: dict[str, Any]) -> None:
     made = make("accelerator", "nodes taken", "in parts", "operators left to the CPU")
     made.columns[-1].justify = "left"

@@ -105,12 +105,12 @@ def inspect(
     edgekit inspect mobilenet_v2 --cuts --bandwidth 10Mbit --server-speed 10
     """
     from edgekit import tables
-    from edgekit.cut_table import cut_table
+    from edgekit.cut_table import cut_table, show_cuts
     from edgekit.inspection import inspect_model
 
     if cuts:
         table = cut_table(model, input_size, bandwidth, server_speed)
-        emit(table) if as_json else tables.show_cuts(table)
+        emit(table) if as_json else show_cuts(table)
         return
     found = inspect_model(model, input_size, phones)
     emit(found) if as_json else tables.show_inspection(found)

@@ -47,11 +47,11 @@ def sweep(
     edgekit split sweep cifar_resnet_20 --recipe split.toml --data npz:cifar.npz --out out/curve --beta 0.5,1,2,4
     edgekit split sweep model.onnx --recipe cut.toml --data csv:labels.csv --out out/curve --bits 2,4,6,8
     """
-    from edgekit import tables
+    from edgekit.sweep import show_curve
     from edgekit.sweep import sweep as run
 
     given = [(field, values) for field, values in swept.items() if values]
     if len(given) != 1:
         raise click.UsageError("give one of --beta, --channels and --bits")
     found = run(model, recipe, data, out, *given[0], overrides=overrides, seed=seed, track=track, log=say)
-    emit(found) if as_json else tables.show_curve(found)
+    emit(found) if as_json else show_curve(found)
