@@ -56,10 +56,10 @@ TUNE = "\n".join(('[[pass]]\nname = "finetune"\nepochs = 6\nlr = 0.02\nweight_de
 # Where the cut is, and the epochs of the two stages.
 CUTS = {
     "deep": ('after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24', 5, 4),
-    "light": ('cut = "layer1"\nwidth = 48', 12, 10),
+    "light": ('cut = "layer1"\nwidth = 48', 10, 8),
 }
-BETAS = {"deep": (4.0, 16.0, 1.0, 8.0), "light": (2.0, 1.0, 4.0, 0.5)}
-CHANNELS = {"deep": (2, 4, 1), "light": (4, 8, 2)}
+BETAS = {"deep": (1.0, 0.25, 0.5, 2.0, 4.0), "light": (1.0, 0.25, 2.0, 0.5)}
+CHANNELS = {"deep": (4, 8, 2, 1), "light": (8, 16, 4)}
 """In the order in which they are trained: the middle of the curve first."""
 JPEG, WEBP = (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20, 10, 5), (95, 90, 80, 75, 60, 50, 40, 30, 20, 10, 5, 0)
 WEBP_HEADER_BYTES = 20
@@ -118,7 +118,7 @@ def cut(part: str, head: str, settings: str, **key: Any) -> None:
 def steps(head: str) -> str:
     place, epochs, tail = CUTS[head]
     second = ", ".join((f"epochs = {tail}", "lr = 0.02", *TRAINING))
-    lines = ('[[pass]]\nname = "split"', place, f"epochs = {epochs}", *TRAINING, f"tail = {{ {second} }}")
+    lines = ('[[pass]]\nname = "split"', place, f"epochs = {epochs}", "lr = 2e-3", *TRAINING, f"tail = {{ {second} }}")
     return "\n".join(lines) + "\n"
 
 
