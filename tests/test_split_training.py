@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,11 +16,13 @@ from edgekit.bundle import open_bundle
 from edgekit.cli import main
 from edgekit.context import PassContext, RewriteContext
 from edgekit.data import Input, Output
+from edgekit.deploy import export_file
 from edgekit.engines import engine
 from edgekit.errors import BadInput, TrainingStopped
 from edgekit.export import export
 from edgekit.graph import trace
 from edgekit.net import Net, parse_spec
+from edgekit.onnx_split import has_latent
 from edgekit.passes.split import Split, Tail
 from edgekit.rewrites.fold import fold_model
 from edgekit.rewrites.split import Split as SplitFile
@@ -244,8 +247,6 @@ def test_cuts_that_a_file_does_not_have(images, step, message):
 
 
 def test_a_quantised_file_is_cut_too_late(bundle, images):
-    import onnx
-
     with pytest.raises(BadInput, match="put `split` before `int8`"):
         SplitFile("stem")(onnx.load(bundle.model("onnxruntime", "int8")), rewrite_context(images))
 
@@ -287,3 +288,12 @@ def test_wrong_sweeps(words, message, tmp_path, data):
     given = ["split", "sweep", "tests.nets:tiny", "--recipe", str(tmp_path / "r.toml"), "--data", data]
     done = CliRunner().invoke(main, [*given, "--out", str(tmp_path / "out"), *words])
     assert done.exit_code == 2 and message in done.stderr
+
+
+def test_a_cut_file_is_made_anew_for_another_target(data, tmp_path):
+    (tmp_path / "r.toml").write_text(PLAIN)
+    edgekit.compress("tests.nets:tiny", str(tmp_path / "r.toml"), data, tmp_path / "b", runs=8)
+    for precision, cut in (("fp32", False), ("int8", True)):
+        out = tmp_path / f"{precision}.onnx"
+        export_file(tmp_path / "b", "openvino", precision, out, [data], None, trust=True)
+        assert has_latent(onnx.load(out)) == cut
