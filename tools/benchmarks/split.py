@@ -12,8 +12,8 @@ Parts on the CIFAR-10 copy, all of one ResNet-20 that is first fine-tuned on the
     deep       cut late: the network's own layers up to layer2, and an encoder in the place of the next block
     light      cut early: the encoder alone, from the picture, in the place of the stem and layer1
 
-each of the last two with a prior, trained in two stages, by the weight of a bit (`entropic`); and with batch norm in
-the same encoder, trained alike without a rate, by the channels of 8 bits (`reduction`). Of a given MobileNetV2 on
+each of the last two with a prior, by the weight of a bit (`entropic`), and with batch norm in the same encoder,
+without a rate, by the channels of 8 bits (`reduction`); both trained by the same methods. Of a given MobileNetV2 on
 NIPS17-1000, where 200 pictures without labels calibrate and 800 are scored:
 
     activation the activation as it is, quantised and coded, by cut and bits; no training
@@ -53,13 +53,18 @@ MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 NETWORK, DATA = "cifar_resnet_20", "python:cifar10:load"
 TRAINING = ("batch = 64", "score = 0", "augment = { flip = true, shift = 0.125 }")
 TUNE = "\n".join(('[[pass]]\nname = "finetune"\nepochs = 6\nlr = 0.02\nweight_decay = 5e-4', *TRAINING))
-# Where the cut is, and the epochs of the two stages.
+# Where the cut is, and epochs in all.
 CUTS = {
-    "deep": ('after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24', 5, 4),
-    "light": ('cut = "layer1"\nwidth = 48', 10, 8),
+    "deep": ('after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24', 9),
+    "light": ('cut = "layer1"\nwidth = 48', 18),
 }
-BETAS = {"deep": (1.0, 0.25, 0.5, 2.0, 4.0), "light": (1.0, 0.25, 2.0, 0.5)}
-CHANNELS = {"deep": (4, 8, 2, 1), "light": (8, 16, 4)}
+FIRST = 5 / 9
+"""The share of the epochs that the first of two stages takes."""
+RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
+    ("deep", "end_to_end"): {"beta": (3e-4, 1e-3, 1e-4, 3e-3), "channels": (2, 4, 1, 8)},
+    ("light", "end_to_end"): {"beta": (3e-4, 1e-3, 1e-4), "channels": (8, 4, 16)},
+    ("light", "two_stage"): {"beta": (1.0, 0.25), "channels": (8,)},
+}
 """In the order in which they are trained: the middle of the curve first."""
 JPEG, WEBP = (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20, 10, 5), (95, 90, 80, 75, 60, 50, 40, 30, 20, 10, 5, 0)
 WEBP_HEADER_BYTES = 20
@@ -102,31 +107,33 @@ def made(name: str, spec: str, passes: str) -> Bundle:
     return edgekit.compress(spec, str(recipe), DATA, folder, resume=(folder / ".work").is_dir(), runs=8, **say)
 
 
-def cut(part: str, head: str, settings: str, **key: Any) -> None:
+def trained(head: str) -> None:
+    for (where, method), values in RUNS.items():
+        for field, each in values.items() if where == head else ():
+            for value in each:
+                cut(head, method, field, value)
+
+
+def cut(head: str, method: str, field: str, value: float) -> None:
     """A row of a trained cut, through packets."""
-    if found(part=part, head=head, **key):
+    key: Row = {"part": "entropic" if field == "beta" else "reduction", "head": head, "method": method, field: value}
+    if found(**key):
         return
     tuned = base()
     began = time.monotonic()
-    name = f"{head}-{part}-{'-'.join(map(str, key.values()))}"
-    bundle = made(name, f"{NETWORK}?weights={tuned.path / 'weights.safetensors'}", steps(head) + settings)
+    spec = f"{NETWORK}?weights={tuned.path / 'weights.safetensors'}"
+    bundle = made(f"{head}-{method}-{field}-{value:g}", spec, steps(head, method, field, value))
     row = through_packets(bundle.path, artifact.read(bundle), test())
-    minutes = round((time.monotonic() - began) / 60, 1)
-    keep({"part": part, "network": NETWORK, "head": head, **key, **row, "minutes": minutes})
+    keep({**key, "network": NETWORK, **row, "minutes": round((time.monotonic() - began) / 60, 1)})
 
 
-def steps(head: str) -> str:
-    place, epochs, tail = CUTS[head]
-    second = ", ".join((f"epochs = {tail}", "lr = 0.02", *TRAINING))
-    lines = ('[[pass]]\nname = "split"', place, f"epochs = {epochs}", "lr = 2e-3", *TRAINING, f"tail = {{ {second} }}")
-    return "\n".join(lines) + "\n"
-
-
-def trained(head: str) -> None:
-    for beta in BETAS[head]:
-        cut("entropic", head, f"beta = {beta}\n", beta=beta)
-    for channels in CHANNELS[head]:
-        cut("reduction", head, f'bottleneck = "reduction"\nchannels = {channels}\n', channels=channels)
+def steps(head: str, method: str, field: str, value: float) -> str:
+    place, epochs = CUTS[head]
+    first = round(FIRST * epochs) if method == "two_stage" else epochs
+    tail = ", ".join((f"epochs = {epochs - first or 1}", "lr = 0.02", *TRAINING))
+    kind = "entropic" if field == "beta" else "reduction"
+    lines = ('[[pass]]\nname = "split"', place, f'method = "{method}"\nbottleneck = "{kind}"\n{field} = {value}')
+    return "\n".join((*lines, f"epochs = {first}", *TRAINING, f"tail = {{ {tail} }}\n"))
 
 
 def test() -> Samples:
