@@ -7,8 +7,9 @@ Matsubara, Yang, Levorato, Mandt: Supervised Compression for Resource-Constraine
        over the decoder's output and the tail's later stages f_i against the teacher's g_i; no labels;
     2. decoder and tail, with the encoder frozen and the latent rounded:   (1 − α) CE + α T² KL, with T = 1 and α = ½.
 
-"end_to_end" (Singh et al., 2020, arXiv 2007.11797) trains everything on labels, CE + beta · bits. A "reduction" has no
-rate: its size is what its channels are, and stage 1 is feature matching alone (BottleFit, 2022, arXiv 2201.02693).
+"end_to_end" (Singh et al., 2020, arXiv 2007.11797) trains everything on labels in stage 1, CE + beta · bits. The paper
+has no second stage (tail.epochs = 0); it makes good what rounding does that the noise in training does not. A
+"reduction" has no rate: its size is what its channels are (BottleFit, 2022, arXiv 2201.02693).
 
 Another tail for the same packets is trained by naming the bundle whose encoder is to stay: stage 2 is all there is.
 """
@@ -50,9 +51,9 @@ SEEN = 256
 
 @dataclasses.dataclass(frozen=True)
 class Tail(Training):
-    """How the second stage trains."""
+    """How the second stage trains; of no epochs, it is left out."""
 
-    epochs: Annotated[int, Gt(0)] = 10
+    epochs: Annotated[int, Ge(0)] = 10
     lr: Annotated[float, Gt(0)] = 1e-3
     weight_decay: Annotated[float, Ge(0)] = 5e-4
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -71,7 +72,7 @@ class Split(Training):
         size: of the encoder, "paper" or "mobile"; it may not cost more than what it replaces.
         width: channels of the encoder's last stage; by default twice those of the latent.
         after: the module whose output the encoder takes, where the network's own first layers are to stay before it.
-        method: "two_stage" or "end_to_end". The training settings are those of the first stage or of the only one.
+        method: "two_stage" or "end_to_end", which differ in the first stage. The training settings are that one's.
         tail: the training settings of the second stage.
         encoder: a bundle whose encoder and tables are taken as they are; channels, stride, width and size must be its.
     """
@@ -116,7 +117,7 @@ class Split(Training):
             fit(student, self._rated(CrossEntropy()), self, ctx, "split")
         if not self.encoder:
             _settle(student.module, path, ctx)
-        if self.encoder or self.method == "two_stage":
+        if self.tail.epochs:
             with _frozen(_head(student.module, path, ctx.input.shape)):
                 fit(student, KD(temperature=1.0, alpha=0.5), self.tail, _second(ctx), "split, tail", [teacher])
         return student

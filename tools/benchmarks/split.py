@@ -61,9 +61,10 @@ CUTS = {
 FIRST = 5 / 9
 """The share of the epochs that the first of two stages takes."""
 RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
-    ("deep", "end_to_end"): {"beta": (3e-4, 1e-3, 1e-4, 3e-3), "channels": (2, 4, 1, 8)},
-    ("light", "end_to_end"): {"beta": (3e-4, 1e-3, 1e-4), "channels": (8, 4, 16)},
-    ("light", "two_stage"): {"beta": (1.0, 0.25), "channels": (8,)},
+    ("deep", "two_stage"): {"beta": (0.5, 1.0, 0.25, 2.0), "channels": (4, 8, 2)},
+    ("deep", "end_to_end"): {"beta": (3e-4, 1e-3), "channels": (4, 2)},
+    ("light", "two_stage"): {"beta": (1.0, 0.25, 0.5), "channels": (8, 16, 4)},
+    ("light", "end_to_end"): {"beta": (3e-4,), "channels": (8,)},
 }
 """In the order in which they are trained: the middle of the curve first."""
 JPEG, WEBP = (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20, 10, 5), (95, 90, 80, 75, 60, 50, 40, 30, 20, 10, 5, 0)
@@ -129,8 +130,8 @@ def cut(head: str, method: str, field: str, value: float) -> None:
 
 def steps(head: str, method: str, field: str, value: float) -> str:
     place, epochs = CUTS[head]
-    first = round(FIRST * epochs) if method == "two_stage" else epochs
-    tail = ", ".join((f"epochs = {epochs - first or 1}", "lr = 0.02", *TRAINING))
+    first = round(FIRST * epochs)
+    tail = ", ".join((f"epochs = {epochs - first}", "lr = 0.02", *TRAINING))
     kind = "entropic" if field == "beta" else "reduction"
     lines = ('[[pass]]\nname = "split"', place, f'method = "{method}"\nbottleneck = "{kind}"\n{field} = {value}')
     return "\n".join((*lines, f"epochs = {first}", *TRAINING, f"tail = {{ {tail} }}\n"))
