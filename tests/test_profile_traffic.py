@@ -1,5 +1,6 @@
 """Traffic and roofs of layers in a profile, as far as the report's plots; no timing is asserted."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -45,7 +46,11 @@ def test_the_layers_of_a_file_have_all_its_traffic_and_its_nodes_names(profiled)
 def test_the_roofs_are_those_of_the_cores_and_the_precision(profiled):
     made, found = profiled
     peaks = {row["file"]: row["roofline"] for row in found["rows"]}
-    assert peaks[made.base.name] == pytest.approx({"macs_per_s": 19.2e9, "bytes_per_s": 17.1e9})
+    assert peaks[made.base.name] == {
+        "board": PI.name,
+        "macs_per_s": pytest.approx(19.2e9),
+        "bytes_per_s": pytest.approx(17.1e9),
+    }
     assert peaks[made.model("onnxruntime", "int8").name]["macs_per_s"] == pytest.approx(76.8e9)
     for threads, cores in ((3, 3), (16, 4), (0, 4)):
         plan = Plan(threads=threads, layers=True, board=PI.name)
@@ -63,7 +68,9 @@ def test_the_report_draws_both_of_every_file(profiled):
         assert {f"b.{path.name}.roofline", f"b.{path.name}.layers.traffic_model_bytes"} <= drawn
         convolutions = [row for row in entry.layers[path.name] if row.get("macs") and row.get("ms")]
         assert convolutions and all(row["intensity"] > 0 and row["gmacs_per_s"] > 0 for row in convolutions)
-        assert len(entry.roofs[path.name]) == 3
+        assert [corner.get("label") for corner in entry.roofs[path.name]] == [None, PI.name, None]
+    known = {"a": [{"layer": "x", "ms": 1.0}], "b": [{"layer": "x", "ms": 1.0}], "c": [{"layer": "x"}]}
+    assert dataclasses.replace(entry, layers=known).first_shown == "b", "the last of those of which most is known"
 
 
 def test_a_device_has_plots_of_its_own(tmp_path):

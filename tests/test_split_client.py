@@ -17,7 +17,7 @@ from edgekit import bundle, data
 from edgekit.cli import main
 from edgekit.errors import BadInput
 from edgekit.files import read_json, write_json
-from edgekit.split import artifact, credentials, device, policy, remote
+from edgekit.split import artifact, credentials, device, models, policy, remote
 from edgekit.split.app import Service
 from edgekit.split.client import Client, Plan, stream
 from edgekit.split.policy import Cost, Link
@@ -60,6 +60,19 @@ def test_every_way_gives_the_same_answers(folder, samples, url):
     assert set(split["parts"]) == {"head_ms", "code_ms", "wire_ms", "queue_ms", "run_ms"}
     assert 42 < split["sent_bytes"] < 384 and alone["sent_bytes"] == 0
     assert set(_stream(folder, samples, url, Plan("jpeg"))[0]["ways"]) == {"jpeg-90"}
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr", "gray"])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_a_picture_keeps_its_colours(folder, channels, format):
+    input = data.Input(16, channels)
+    near = dataclasses.replace(device.load(folder), input=input)
+    down, across = np.mgrid[0:16, 0:16]
+    planes = [down * 15, across * 15, 240 - down * 8][: input.shape[0]]
+    pixels = np.stack(planes, -1)[None].astype(np.uint8)
+    way = device.picture_way(near, format, 95)
+    seen = input.resized(models.decoded(way.prepare(pixels).content)).transpose(1, 2, 0)
+    assert np.abs(seen - pixels[0].astype(float)).mean() < 6 and way.name == f"{format.lower()}-95"
 
 
 def test_answers_come_in_the_order_of_the_pictures(folder, samples, url):

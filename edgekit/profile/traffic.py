@@ -23,8 +23,8 @@ from edgekit.traffic.roofline import estimate, precision
 def with_traffic(document: dict[str, Any], paths: Mapping[str, Path], plan: Plan) -> dict[str, Any]:
     """A profile document with `traffic_layers` in each row, or why there are none: `traffic_layers_unknown`.
 
-    With a board each row has also its `roofline`: the peak of the cores that run the file, in its precision, and the
-    bandwidth of the memory.
+    With a board each row has also its `roofline`: the board's name, the peak of the cores that run the file, in its
+    precision, and the bandwidth of the memory. Whether the times are that board's is for the user to know.
 
     Args:
         paths: of the files by name.
@@ -64,4 +64,5 @@ def _roofs(found: Sequence[Row], board: Board | None, threads: int) -> dict[str,
     largest = max(found, key=lambda row: row.group.macs)
     cores = min(threads or board.cores, board.cores)
     peak = board.peak_gmacs.get(precision(largest), board.peak_gmacs["fp32"])
-    return {"roofline": {"macs_per_s": 1e9 * peak * cores, "bytes_per_s": 1e9 * board.bandwidth_gbs}}
+    speeds = {"macs_per_s": 1e9 * peak * cores, "bytes_per_s": 1e9 * board.bandwidth_gbs}
+    return {"roofline": {"board": board.name, **speeds}}

@@ -81,6 +81,12 @@ class Entry:
         return found
 
     @property
+    def first_shown(self) -> str | None:
+        """The file whose layers are shown at first: the last of those of which most is known."""
+        known = {file: len({key for row in rows for key in row}) for file, rows in self.layers.items()}
+        return max(reversed(known), key=lambda file: known[file], default=None)
+
+    @property
     def roofs(self) -> dict[str, list[Row]]:
         """By file, the corners of the machine's roofs where the profile names its peaks."""
         return {
@@ -192,13 +198,15 @@ def _curve(path: Path, label: str, series: str) -> list[Row]:
     ]
 
 
-def _roof(peaks: Mapping[str, float], layers: Sequence[Row]) -> list[Row]:
+def _roof(peaks: Mapping[str, Any], layers: Sequence[Row]) -> list[Row]:
     """Three corners: along the bandwidth to the ridge, and flat from there; over the span of the layers."""
     ridge = peaks["macs_per_s"] / peaks["bytes_per_s"]
     seen = [row["intensity"] for row in layers if row.get("intensity")] or [ridge]
     ends = [min(*seen, ridge) / 2, ridge, max(*seen, ridge) * 2]
     speed = [min(peaks["macs_per_s"], peaks["bytes_per_s"] * at) / 1e9 for at in ends]
-    return [{"roof": True, "intensity": at, "gmacs_per_s": value} for at, value in zip(ends, speed)]
+    corners: list[Row] = [{"roof": True, "intensity": at, "gmacs_per_s": value} for at, value in zip(ends, speed)]
+    corners[1]["label"] = peaks.get("board", "")
+    return corners
 
 
 def comparison_entry(files: Sequence[Path], document: Mapping[str, Any], lines: Sequence[str] = ()) -> Entry:

@@ -123,7 +123,8 @@
       const possible = state.rows.some((row) => row.gmacs_per_s && row.intensity);
       plot("roofline").hidden = !possible;
       const roofs = placed.length ? entry.roofs[file.value] ?? [] : [];
-      if (possible) draw(plot("roofline"), data.specs.roofline, [...placed, ...roofs]);
+      const spec = data.specs[roofs.length ? "roofline" : "roofline without roofs"];
+      if (possible) draw(plot("roofline"), spec, [...placed, ...roofs]);
     };
 
     const open = () => {

@@ -106,7 +106,8 @@ def figures(entries: Sequence[Entry]) -> Iterator[tuple[str, Spec, Rows]]:
             for metric in held(rows):
                 yield f"{entry.name}.{file}.layers.{metric.key}", layer_bars(metric, rows), rows
             if any("gmacs_per_s" in row and "intensity" in row for row in rows):
-                yield f"{entry.name}.{file}.roofline", roofline(rows), [*rows, *entry.roofs.get(file, ())]
+                roofs = entry.roofs.get(file, [])
+                yield f"{entry.name}.{file}.roofline", roofline(rows, bool(roofs)), [*rows, *roofs]
 
 
 def specs(entries: Sequence[Entry]) -> dict[str, Spec]:
@@ -118,7 +119,8 @@ def specs(entries: Sequence[Entry]) -> dict[str, Spec]:
         **{f"tradeoff {task} {cost}": tradeoff(cost, task, points) for task in TASK_METRICS for cost in costs(points)},
         **{f"layers {metric.key}": layer_bars(metric, layers) for metric in LAYER_METRICS},
         **{f"training {name}": training(name) for name in series},
-        "roofline": roofline(layers),
+        "roofline": roofline(layers, True),
+        "roofline without roofs": roofline(layers, False),
         "stages": stages([row for entry in entries for row in entry.shares]),
     }
 
@@ -185,8 +187,8 @@ def layer_bars(metric: LayerMetric, rows: Rows) -> Spec:
     return plot(f"{metric.title} of each layer", mark={"type": "bar"}, encoding=encoding, height=110)
 
 
-def roofline(rows: Rows) -> Spec:
-    """Speed against intensity of each layer, with the machine's two roofs where rows named "roof" give them."""
+def roofline(rows: Rows, roofed: bool) -> Spec:
+    """Speed against intensity of each layer, with the two roofs of a board, which the rows named "roof" give."""
     x: Spec = {"field": "intensity", "type": "quantitative", "title": "MACs a byte of modelled traffic"}
     y: Spec = {"field": "gmacs_per_s", "type": "quantitative", "title": "10⁹ MACs a second, measured"}
     log = {"scale": {"type": "log", "nice": True}, "axis": {"format": "~g", "tickCount": 5}}
@@ -202,7 +204,13 @@ def roofline(rows: Rows) -> Spec:
         "mark": {"type": "line", "color": GREEN, "strokeWidth": 2},
         "encoding": {"x": x, "y": y},
     }
-    return plot("Roofline: speed of each layer against its intensity", layer=[roofs, points], height=300)
+    label = {
+        "transform": [{"filter": "datum.roof"}],
+        "mark": {"type": "text", "align": "left", "dy": -8, "fontSize": 11, "color": GREEN},
+        "encoding": {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}},
+    }
+    drawn = [roofs, points, label] if roofed else [points]
+    return plot("Roofline: speed of each layer against its intensity", layer=drawn, height=300)
 
 
 def training(series: str) -> Spec:

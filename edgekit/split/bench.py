@@ -25,7 +25,7 @@ from edgekit.metrics import METRICS
 from edgekit.split.client import Answered, answer_here, answer_there, summary
 from edgekit.split.credentials import KEY_VARIABLE, TOKEN_VARIABLE
 from edgekit.split.device import Device, Way, latent_way, picture_way
-from edgekit.split.link import Link, shaped
+from edgekit.split.link import Link, Shaped, shaped
 from edgekit.split.policy import DEVICE
 from edgekit.split.remote import Address, Remote
 
@@ -140,7 +140,7 @@ def _score(device: Device, answer: Answer, samples: Samples, name: str, progress
 
 
 def _timed(
-    link: Link, through: Any, remote: Remote, way: Way, pictures: Sequence[np.ndarray], plan: Plan
+    link: Link, through: Shaped, remote: Remote, way: Way, pictures: Sequence[np.ndarray], plan: Plan
 ) -> dict[str, Any]:
     answer = _there(remote, way)
     answer(pictures[0])  # connects, and warms both ends up
