@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import data as datasets
-from edgekit import isa, profile, report, run
+from edgekit import isa, profile, report
 from edgekit.baseline import open_baseline, write_baseline
 from edgekit.bundle import Bundle, load_net, open_bundle
 from edgekit.context import RewriteContext, Track, no_progress
@@ -31,7 +31,8 @@ from edgekit.profile.remote import profile_there
 from edgekit.recipe import Recipe, from_tables, parse_gates
 from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.fp16 import Fp16
-from edgekit.shipping import ship
+from edgekit.rewrites.split import Split
+from edgekit.shipping import GOLDEN_DB, ship
 from edgekit.targets import Target, target
 
 
@@ -119,9 +120,10 @@ def _rebuilt(bundle: Bundle, made: Recipe, wanted: Target, precision: str, data:
         model = export(load_net(bundle, trust).module, made.input, made.output, wanted, made.export.batch).model
     ctx = RewriteContext(wanted, made.input, made.output, data, bundle.manifest["seed"], lambda _line: None, track)
     for step in made.rewrites:
-        if step.run.precision in (None, precision):
+        cut = isinstance(step.run, Split) and precision != "fp32"  # what follows quantises the cut network
+        if step.run.precision in (None, precision) or cut:
             model = finish(step.run(model, ctx), wanted, made.input, made.output)
-    return ship(model, wanted, made.plain, made.shipped, run.GOLDEN_DB[precision])[0]
+    return ship(model, wanted, made.plain, made.shipped, GOLDEN_DB[precision])[0]
 
 
 def _from_onnx(path: Path, wanted: Target, precision: str | None, io_file: Path | None) -> bytes:

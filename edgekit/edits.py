@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from edgekit.bottlenecks.edit import InsertBottleneck
 from edgekit.coded import CodeWeight
 from edgekit.errors import BadInput
 from edgekit.factorise import Factorise
@@ -70,6 +71,7 @@ EDITS = {
     "shift_weight": ShiftWeight,
     "project_weight": ProjectWeight,
     "mask_weight": MaskWeight,
+    "insert_bottleneck": InsertBottleneck,
 }
 
 

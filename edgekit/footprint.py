@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.energy import with_energy
+from edgekit.errors import BadInput
 from edgekit.memory import sizes, with_memory
+from edgekit.targets import Target
+from edgekit.traffic.fused import fused
+from edgekit.traffic.model import traffic_bytes
 from edgekit.transport.pack import transport_bytes
 
 
@@ -16,6 +20,16 @@ def sized(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     between two passes is not in the bundle, and its row stays as it is."""
     path = folder / row["file"]
     return row | sizes(path) | {"transport_bytes": transport_bytes(path.read_bytes())} if path.is_file() else row
+
+
+def modelled_traffic(path: Path, wanted: Target) -> dict[str, Any]:
+    """The modelled bytes of ONNX Runtime's files, or why there are none."""
+    if wanted.engine != "onnxruntime":
+        return {}
+    try:
+        return {"traffic_model_bytes": traffic_bytes(fused(path))}
+    except BadInput as error:
+        return {"traffic_unknown": str(error)}
 
 
 def with_footprint(document: dict[str, Any], files: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:

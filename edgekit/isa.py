@@ -20,6 +20,7 @@ from edgekit.engines.onnxruntime import optimised
 from edgekit.onnx_file import read
 from edgekit.quant.graph import SAME_SCALE, Graph, attributes
 from edgekit.quant.pairs import conv_pairs, one_sign_sums, product_pairs
+from edgekit.targets import Target
 from edgekit.traffic.fused import INTERIM
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ def layers(model: Path | bytes) -> list[Layer]:
 def is_safe(model: Path | bytes) -> bool:
     """Whether no int8 sum can overflow; so of a float file."""
     return all(layer.safe for layer in layers(model))
+
+
+def row(path: Path, wanted: Target) -> dict[str, int]:
+    """For a bundle's rows and gates, whether a file of ONNX Runtime's answers the same on x86 without VNNI: 1 or 0."""
+    return {"isa_safe": int(is_safe(path))} if wanted.engine == "onnxruntime" else {}
 
 
 def warning(model: Path | bytes) -> str:

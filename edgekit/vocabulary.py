@@ -78,6 +78,7 @@ METRICS = {
         Metric("cio_paper", "CIO as the paper counts"),
         Metric("size_bytes", "file", "B"),
         Metric("transport_bytes", "packed for transport", "B"),
+        Metric("latent_bytes", "a picture on the wire", "B"),
         Metric("bits", "bits a weight, packed", "bits"),
         Metric("latency_ms", "latency", "ms"),
         Metric("latency_p90_ms", "latency p90", "ms"),

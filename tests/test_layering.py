@@ -25,7 +25,8 @@ LAYERS = [
     },
     {"cards", "targets", "data", "nets"},
     {"coded", "onnx_codes", "projected", "masked", "shift"},
-    {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"},
+    {"graph", "graph_onnx", "edits", "factorise", "onnx_file", "onnx_torch", "metrics", "evaluate", "weights"}
+    | {"cuts", "onnx_split", "bottlenecks"},
     {"labels"},
     {"net", "channels", "removal", "blocks"},
     {"costs"},
@@ -39,12 +40,12 @@ LAYERS = [
     {"profile", "memory", "energy", "footprint", "verify", "shipping", "phones", "transport", "traffic", "isa"},
     {"latency"},
     {"gate"},
-    {"report", "recipe", "inspection", "catalogue", "split"},
+    {"report", "recipe", "inspection", "cut_table", "catalogue", "split"},
     {"baseline"},
     {"judge"},
     {"job"},
     {"run"},
-    {"bisect", "deploy", "doctor", "lab", "on_device", "tables"},
+    {"bisect", "deploy", "doctor", "lab", "on_device", "sweep", "tables"},
     {"cli", "__main__"},
 ]
 LONGER = {"devices/runner.py": 600}

@@ -29,6 +29,7 @@ from edgekit.cli.options import (
 )
 from edgekit.cli.pairs import compare, traffic
 from edgekit.cli.split import split
+from edgekit.cli.split_train import sweep
 from edgekit.errors import EdgekitError
 from edgekit.progress import track
 
@@ -83,17 +84,35 @@ def models(as_json: bool) -> None:
 @click.argument("model")
 @click.option("--input-size", type=click.IntRange(1), help="Height and width; default: the card's.")
 @click.option("--phones", is_flag=True, help="How many nodes of an ONNX file XNNPACK, NNAPI and CoreML would take.")
+@click.option("--cuts", is_flag=True, help="Instead, where it can be cut in two, and what would cross.")
+@click.option("--bandwidth", metavar="RATE", help="With --cuts: of the link, e.g. 10Mbit; predicts the time it takes.")
+@click.option("--server-speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+              help="With --bandwidth: how many times as fast as this machine the server is.")  # fmt: skip
 @json_option
-def inspect(model: str, input_size: int | None, phones: bool, as_json: bool) -> None:
+def inspect(
+    model: str,
+    input_size: int | None,
+    phones: bool,
+    cuts: bool,
+    bandwidth: str | None,
+    server_speed: float,
+    as_json: bool,
+) -> None:
     """Show a network layer by layer: shapes, parameters, MACs, CIO, bytes.
 
     \b
     edgekit inspect "mobilenet_v2?width=0.5" --input-size 192
     edgekit inspect model.onnx --phones
+    edgekit inspect mobilenet_v2 --cuts --bandwidth 10Mbit --server-speed 10
     """
     from edgekit import tables
+    from edgekit.cut_table import cut_table, show_cuts
     from edgekit.inspection import inspect_model
 
+    if cuts:
+        table = cut_table(model, input_size, bandwidth, server_speed)
+        emit(table) if as_json else show_cuts(table)
+        return
     found = inspect_model(model, input_size, phones)
     emit(found) if as_json else tables.show_inspection(found)
 
@@ -369,3 +388,4 @@ def doctor(as_json: bool) -> None:
 
 for command in (compare, device, evaluate, lab, split, traffic):
     main.add_command(command)
+split.add_command(sweep)

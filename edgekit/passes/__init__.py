@@ -11,6 +11,7 @@ from edgekit.passes.reconstruct import Reconstruct
 from edgekit.passes.reestimate import Reestimate
 from edgekit.passes.shift import Shift
 from edgekit.passes.sparsify import Sparsify
+from edgekit.passes.split import Split
 from edgekit.passes.tas import Tas
 from edgekit.passes.vq import VQ, Project
 
@@ -25,6 +26,7 @@ PASSES = {
     "shift": Shift,
     "cluster": Cluster,
     "sparsify": Sparsify,
+    "split": Split,
     "distil": Distil,
     "finetune": Finetune,
     "reestimate": Reestimate,

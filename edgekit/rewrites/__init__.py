@@ -5,5 +5,6 @@ from edgekit.rewrites.fold import Fold
 from edgekit.rewrites.fp16 import Fp16
 from edgekit.rewrites.int8 import Int8
 from edgekit.rewrites.qat import QAT
+from edgekit.rewrites.split import Split
 
-REWRITES = {"fold": Fold, "fp16": Fp16, "int8": Int8, "qat": QAT}
+REWRITES = {"fold": Fold, "fp16": Fp16, "int8": Int8, "qat": QAT, "split": Split}

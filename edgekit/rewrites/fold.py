@@ -34,8 +34,13 @@ class Fold:
 
     def __call__(self, model: onnx.ModelProto, _ctx: RewriteContext) -> onnx.ModelProto:
         """Raises BadInput where the graph is already quantised."""
-        bare, coded = taken_out(_unquantised(model))
-        return put_back(_simplify(fold_batch_norm(bare, coded)), coded)
+        return fold_model(model)
+
+
+def fold_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What `Fold` makes of a model. Raises BadInput where the graph is already quantised."""
+    bare, coded = taken_out(_unquantised(model))
+    return put_back(_simplify(fold_batch_norm(bare, coded)), coded)
 
 
 def for_torch(model: onnx.ModelProto, shape: tuple[int, int, int], where: str) -> onnx.ModelProto:

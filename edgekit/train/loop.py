@@ -163,10 +163,11 @@ class _Run:
 
     def _train_mode(self) -> None:
         self.state.objective.train()
-        if self.settings.freeze_norm:
-            for module in self.net.module.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.net.module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                # One whose parameters do not train is part of a network that is not to change.
+                frozen = module.affine and not module.weight.requires_grad
+                module.train(not (frozen or self.settings.freeze_norm))
 
     def _save(self) -> None:
         self.saved = time.monotonic()

@@ -8,7 +8,7 @@ they differ in channels:
     L = ce · CE(student, label) + weight · sum over i of mean of (r_i(f_i) − g_i)²
 
 Where resolutions differ, the larger map is averaged down to the smaller. The means are over batch, channels and pixels;
-both papers sum over them, which only scales `weight` and the learning rate.
+both papers sum over channels and pixels, as `summed` does, which weighs large maps more and scales the whole.
 
 Published settings: FitNets: one stage in the middle of each network, half the squared distance, no labels (ce = 0),
 then a second training with kd. Entropic Student: four stages of weight 1, no labels, Adam lr 1e-3, a tenth after 5 and
@@ -38,6 +38,7 @@ class Features:
         teacher_stages: the teacher's, in the same order; if both are empty, the last module of each network at every
             resolution that both have.
         weight: of the maps.
+        summed: over channels and pixels, where else their mean is taken.
         ce: weight of the labels.
     """
 
@@ -45,6 +46,7 @@ class Features:
     stages: tuple[str, ...] = ()
     teacher_stages: tuple[str, ...] = ()
     weight: Annotated[float, Gt(0)] = 1.0
+    summed: bool = False
     ce: Annotated[float, Ge(0)] = 1.0
 
     def build(self, setup: Setup) -> Term:
@@ -73,14 +75,16 @@ class _Term(nn.Module):
         total = self.loss.ce * cross_entropy(logits, views)
         for (own, its), to_teacher in zip(self.pairs, self.maps):
             mapped = to_teacher(self.ours.values[own])
-            total = total + self.loss.weight * _distance(mapped.float(), self.theirs.values[its].float())
+            total = total + self.loss.weight * _distance(mapped.float(), self.theirs.values[its], self.loss.summed)
         return total
 
 
-def _distance(own: torch.Tensor, its: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of maps (B, C, H, W) and (B, C, H', W'), at the smaller resolution."""
+def _distance(own: torch.Tensor, its: torch.Tensor, summed: bool) -> torch.Tensor:
+    """Mean squared difference of maps (B, C, H, W) and (B, C, H', W'), at the smaller resolution; if `summed`, the mean
+    over the batch alone."""
     size = min(own.shape[2], its.shape[2]), min(own.shape[3], its.shape[3])
-    return F.mse_loss(F.adaptive_avg_pool2d(own, size), F.adaptive_avg_pool2d(its, size))
+    own, its = F.adaptive_avg_pool2d(own, size), F.adaptive_avg_pool2d(its.float(), size)
+    return F.mse_loss(own, its) * (own[0].numel() if summed else 1)
 
 
 def _pairs(loss: Features, setup: Setup) -> list[tuple[str, str]]:

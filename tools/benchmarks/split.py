@@ -1,0 +1,237 @@
+"""Bytes on the wire and accuracy of cut networks, against sending the picture.
+
+    python tools/benchmarks/split.py                  # about 10 hours on one core; goes on where it was stopped
+    python tools/benchmarks/split.py --part pictures  # one part; parts can run one after the other in any order
+    python tools/benchmarks/split.py --write          # the JSON from what there is
+
+Parts on the CIFAR-10 copy, all of one ResNet-20 that is first fine-tuned on these JPEGs, like the cut ones after it:
+
+    base       that network, uncut
+    pictures   the picture as JPEG (the scan alone: its tables are agreed beforehand) and as WebP (without its 20 bytes
+               of file header), decoded and given to the uncut network
+    deep       cut late: the network's own layers up to layer2, and an encoder in the place of the next block
+    light      cut early: the encoder alone, from the picture, in the place of the stem and layer1
+
+each of the last two with a prior, by the weight of a bit (`entropic`), and with batch norm in the same encoder,
+without a rate, by the channels of 8 bits (`reduction`); both trained by the same methods. Of a given MobileNetV2 on
+NIPS17-1000, where 200 pictures without labels calibrate and 800 are scored:
+
+    activation the activation as it is, quantised and coded, by cut and bits; no training
+
+A latent's bytes are those of real packets without their fixed header of 42 bytes, which stands in `header_bytes`; every
+packet is decoded again, and the tail scores what came out. JPEG and WebP leave out their headers likewise.
+"""
+
+import argparse
+import functools
+import io
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import split_nips
+from cifar10 import RECIPE
+from common import claim, write
+from PIL import Image
+from split_common import ROWS, WORK, Curve, accuracy_at, bytes_at, found, keep, through_packets
+
+import edgekit
+from edgekit import data as datasets
+from edgekit.bundle import MANIFEST, Bundle, open_bundle
+from edgekit.data import Samples
+from edgekit.engines import engine
+from edgekit.onnx_file import read_io
+from edgekit.progress import track
+from edgekit.split import artifact
+
+sys.path.insert(0, str(Path(__file__).parent))
+MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
+NETWORK, DATA = "cifar_resnet_20", "python:cifar10:load"
+TRAINING = ("batch = 64", "score = 0", "augment = { flip = true, shift = 0.125 }")
+TUNE = "\n".join(('[[pass]]\nname = "finetune"\nepochs = 6\nlr = 0.02\nweight_decay = 5e-4', *TRAINING))
+# Where the cut is, and epochs in all.
+CUTS = {
+    "deep": ('after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24', 9),
+    "light": ('cut = "layer1"\nwidth = 48', 18),
+}
+FIRST = 5 / 9
+"""The share of the epochs that the first of two stages takes."""
+RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
+    ("deep", "two_stage"): {"beta": (0.5, 1.0, 0.25, 2.0), "channels": (4, 8, 2)},
+    ("deep", "end_to_end"): {"beta": (3e-4, 1e-3), "channels": (4, 2)},
+    ("light", "two_stage"): {"beta": (1.0, 0.25, 0.5), "channels": (8, 16, 4)},
+    ("light", "end_to_end"): {"beta": (3e-4,), "channels": (8,)},
+}
+"""In the order in which they are trained: the middle of the curve first."""
+JPEG, WEBP = (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20, 10, 5), (95, 90, 80, 75, 60, 50, 40, 30, 20, 10, 5, 0)
+WEBP_HEADER_BYTES = 20
+MOST_DROP, SHARE = 1.0, 0.5
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="measure nothing")
+    parser.add_argument("--part", choices=PARTS, help="this part alone, and write no JSON")
+    given = parser.parse_args()
+    for name in [given.part] if given.part else [] if given.write else PARTS:
+        PARTS[name]()
+    if not given.part:
+        write("split", common.kept(ROWS), claims())
+
+
+# The CIFAR copy
+
+
+def base() -> Bundle:
+    """The uncut network, fine-tuned; its row."""
+    spec = f"{NETWORK}?weights={MODELS / f'{NETWORK}.safetensors'.replace('_20', '20')}"
+    bundle = made("base", spec, TUNE)
+    if not found(part="base"):
+        row = next(row for row in bundle.manifest["steps"] if row["file"].startswith("model."))
+        keep({"part": "base", "network": NETWORK, "top1": row["metrics"]["top1"], "n": row["n"], "macs": row["macs"]})
+    return bundle
+
+
+def made(name: str, spec: str, passes: str) -> Bundle:
+    """The bundle of a recipe, made now or taken up where it was stopped."""
+    folder, recipe = WORK / name, WORK / f"{name}.toml"
+    if (folder / MANIFEST).is_file():
+        return open_bundle(folder)
+    WORK.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(f'{RECIPE}\n{passes}\n[[rewrite]]\nname = "fold"\n')
+    say = {"track": track, "log": lambda line: print(line, flush=True)}
+    return edgekit.compress(spec, str(recipe), DATA, folder, resume=(folder / ".work").is_dir(), runs=8, **say)
+
+
+def trained(head: str) -> None:
+    for (where, method), values in RUNS.items():
+        for field, each in values.items() if where == head else ():
+            for value in each:
+                cut(head, method, field, value)
+
+
+def cut(head: str, method: str, field: str, value: float) -> None:
+    """A row of a trained cut, through packets."""
+    key: Row = {"part": "entropic" if field == "beta" else "reduction", "head": head, "method": method, field: value}
+    if found(**key):
+        return
+    tuned = base()
+    began = time.monotonic()
+    spec = f"{NETWORK}?weights={tuned.path / 'weights.safetensors'}"
+    bundle = made(f"{head}-{method}-{field}-{value:g}", spec, steps(head, method, field, value))
+    row = through_packets(bundle.path, artifact.read(bundle), test())
+    keep({**key, "network": NETWORK, **row, "minutes": round((time.monotonic() - began) / 60, 1)})
+
+
+def steps(head: str, method: str, field: str, value: float) -> str:
+    place, epochs = CUTS[head]
+    first = round(FIRST * epochs)
+    tail = ", ".join((f"epochs = {epochs - first}", "lr = 0.02", *TRAINING))
+    kind = "entropic" if field == "beta" else "reduction"
+    lines = ('[[pass]]\nname = "split"', place, f'method = "{method}"\nbottleneck = "{kind}"\n{field} = {value}')
+    return "\n".join((*lines, f"epochs = {first}", *TRAINING, f"tail = {{ {tail} }}\n"))
+
+
+def test() -> Samples:
+    return datasets.load([DATA], progress=track).role("test")
+
+
+def pictures() -> None:
+    path = next(path for path in base().models if path.name.endswith(".fp32.onnx"))
+    for kind, qualities in (("JPEG", JPEG), ("WEBP", WEBP)):
+        for quality in qualities:
+            key: Row = {"part": "pictures", "format": kind, "quality": quality}
+            if not found(**key):
+                keep({**key, "network": NETWORK, **sent(path, kind, quality)})
+
+
+def sent(path: Path, kind: str, quality: int) -> Row:
+    """Bytes and accuracy of test pictures that are encoded and decoded before the network sees them."""
+    session, (taken, _), samples = engine("onnxruntime").load(path, 1), read_io(path), test()
+    sizes, hits = [], 0
+    for places in np.array_split(np.arange(len(samples)), 100):
+        decoded = []
+        for place in places.tolist():
+            content = encoded(samples[place].read(), kind, quality)
+            sizes.append(scan_bytes(content) if kind == "JPEG" else len(content) - WEBP_HEADER_BYTES)
+            with Image.open(io.BytesIO(content)) as image:
+                decoded.append(taken.resized(np.asarray(image.convert("RGB"))))
+        scores = session.run(taken.normalised(np.stack(decoded)))
+        hits += int((scores.argmax(1) == samples.labels[places]).sum())
+    return {"bytes": float(np.mean(sizes)), "top1": 100 * hits / len(samples), "n": len(samples)}
+
+
+def encoded(picture: np.ndarray, kind: str, quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, quality=quality, **({"method": 6} if kind == "WEBP" else {}))
+    return file.getvalue()
+
+
+def scan_bytes(content: bytes) -> int:
+    """Of a baseline JPEG: what stands between the header of its one scan and the marker of its end."""
+    begin = content.index(b"\xff\xda") + 2
+    return len(content) - begin - int.from_bytes(content[begin : begin + 2], "big") - 2
+
+
+# Claims
+
+
+def claims() -> list[Row]:
+    rows, uncut = common.kept(ROWS), found(part="base")
+    sent_ = {kind: curve(row for row in rows if row.get("format") == kind) for kind in ("JPEG", "WEBP")}
+    listed = []
+    for head in CUTS:
+        ways = {
+            part: curve(row for row in rows if (row["part"], row.get("head")) == (part, head))
+            for part in ("entropic", "reduction")
+        }
+        if uncut and all((ways | sent_).values()):
+            listed += [near_the_uncut(head, ways | sent_, uncut["top1"]), most_of_the_range(head, ways | sent_)]
+    return [*listed, *split_nips.claims(rows)]
+
+
+def curve(rows: Iterable[Row]) -> Curve:
+    return sorted((row["bytes"], row["top1"]) for row in rows)
+
+
+def near_the_uncut(head: str, curves: dict[str, Curve], uncut: float) -> Row:
+    """The fewest bytes within a point of the uncut network, over those of the best other way at that accuracy."""
+    near = [point for point in curves["entropic"] if point[1] >= uncut - MOST_DROP]
+    required = f"≤ {SHARE} of the fewest bytes of the other ways at an accuracy within {MOST_DROP} of {uncut:.2f}"
+    if not near:
+        return claim(f"split.{head}.near", f"{required}; no point is that near", float("nan"), "of their bytes", False)
+    size, top1 = min(near)
+    others = {name: bytes_at(curves[name], top1) for name in curves if name != "entropic"}
+    best = min(others, key=lambda name: others[name])
+    required += f"; {size:.0f} bytes for {top1:.2f}, {best} {others[best]:.0f}"
+    return claim(f"split.{head}.near", required, size / others[best], "of their bytes", size <= SHARE * others[best])
+
+
+def most_of_the_range(head: str, curves: dict[str, Curve]) -> Row:
+    """On how much of the range of its bytes the entropic curve lies above all others."""
+    grid = np.geomspace(curves["entropic"][0][0], curves["entropic"][-1][0], 101)
+    peers = [points for name, points in curves.items() if name != "entropic"]
+    above = [
+        accuracy_at(curves["entropic"], size) > max(accuracy_at(points, size) for points in peers)
+        for size in grid.tolist()
+    ]
+    share = 100 * float(np.mean(above))
+    required = f"above reduction, JPEG and WebP over most of {grid[0]:.0f} to {grid[-1]:.0f} bytes"
+    return claim(f"split.{head}.curve", required, share, "% of the range", share > 50)
+
+
+PARTS = {
+    "base": base,
+    "pictures": pictures,
+    "activation": split_nips.activation,
+    "deep": functools.partial(trained, "deep"),
+    "light": functools.partial(trained, "light"),
+}
+
+if __name__ == "__main__":
+    main()
