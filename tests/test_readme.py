@@ -1,10 +1,13 @@
 """The front door tells the truth: its commands run, its tables are the results' own."""
 
+import contextlib
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,39 @@ def test_the_main_job_runs(tmp_path):
         # One epoch may miss the accuracy gate; anything but a verdict is a fault.
         assert ended.returncode in ((0, 1) if command[1] == "compress" else (0,)), ended.stderr.decode()
     assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+@pytest.mark.slow
+def test_split_computing_works(tmp_path):
+    port, server = free_port(), None
+    short = ["--set", "split.epochs=1", "--set", "split.tail.epochs=1", "--runs", "8"]
+    try:
+        for command in commands("Split computing"):
+            words = [word.replace("8000", str(port)) for word in command[1:]]
+            line = [sys.executable, "-m", "edgekit.cli", *words, *(short if words[0] == "compress" else [])]
+            if words[:2] == ["split", "serve"]:
+                server = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.DEVNULL)
+                wait_for(port)
+                continue
+            ended = subprocess.run(line, cwd=tmp_path, capture_output=True)
+            assert ended.returncode in ((0, 1) if words[0] == "compress" else (0,)), ended.stderr.decode()
+    finally:
+        if server:
+            server.terminate()
+            server.wait(30)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def wait_for(port: int) -> None:
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server does not listen")
 
 
 def test_the_two_commands_exist():
