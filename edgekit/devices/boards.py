@@ -14,7 +14,8 @@ from edgekit.errors import BadInput, unknown
 from edgekit.files import read_toml
 from edgekit.schema import parse
 
-FOLDER = Path(__file__).parent
+FOLDER, CPUS = Path(__file__).parent, "cpus.toml"
+"""Where the boards lie, and what lies there beside them: the processors that the lab emulates."""
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -89,7 +90,7 @@ class Board:
 
 
 def known_boards() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+    return {path.stem: path for path in sorted(FOLDER.glob("*.toml")) if path.name != CPUS}
 
 
 def board(name: str) -> Board:
