@@ -1,5 +1,6 @@
 """The lab without an emulator: the table of processors, workers, what is missing, and gates on what was found."""
 
+import json
 import os
 import shutil
 import sys
@@ -7,9 +8,11 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 
 from edgekit import report
 from edgekit.bundle import open_bundle
+from edgekit.cli import main
 from edgekit.context import no_progress
 from edgekit.devices.cpus import NATIVE, Cpu, cpus, named
 from edgekit.errors import BadInput
@@ -279,3 +282,14 @@ def test_a_processor_that_was_not_run_fails():
     (first, second) = judge({"top1": [Gate(min=40.0, cpu=("haswell", "cortex-a53"))]}, rows(), lambda _row: None)
     assert first.outcome == "fail" and "not run on cortex-a53: edgekit lab run" in first.reason
     assert second.outcome == "pass"
+
+
+def test_a_bundle_keeps_its_instructions_for_gates(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekit.lab.count.instructions", lambda file: len(file.name))
+    copy = shutil.copytree(bundle.path, tmp_path / "b")
+    found = CliRunner().invoke(main, ["lab", "count", str(copy), "--json"])
+    assert found.exit_code == 0, found.output
+    rows = json.loads(found.output)["rows"]
+    assert {row["file"]: row["instructions"] for row in rows} == {row["file"]: len(row["file"]) for row in rows} != {}
+    (verdict, *_) = judge_bundle(open_bundle(copy), {"instructions": [Gate(max=5.0)]})
+    assert verdict.outcome == "fail" and verdict.value > 5

@@ -87,3 +87,19 @@ def run(
     found = work(paths, cpu_list, list(data), Plan(**settings), io_file, track, say)
     emit(found) if as_json else tables.show_lab(found)
     return 2 if found["failed"] else 0
+
+
+@lab.command()
+@click.argument("paths", metavar="FILE_OR_BUNDLE…", type=PATH, nargs=-1, required=True)
+@json_option
+def count(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Count the instructions of one inference, by cachegrind: a cost that is the same in every run; a bundle keeps it.
+
+    \b
+    edgekit lab count out/quickstart
+    """
+    from edgekit.lab import tables
+    from edgekit.lab.count import count as work
+
+    found = work(paths, track)
+    emit(found) if as_json else tables.show_instructions(found)
