@@ -19,6 +19,7 @@ def lab() -> None:
     edgekit lab check model.onnx
     edgekit lab setup
     edgekit lab run model.onnx --cpu haswell,cortex-a53 --data test=csv:labels.csv
+    edgekit lab count model.onnx
     """
 
 

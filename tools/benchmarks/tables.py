@@ -341,6 +341,10 @@ HIGHLIGHTS = (
     ),
     ("wrong verdicts of `edgekit compare`, a file against itself", "profile_compare", "compare.false_verdicts"),
     ("5 % slower files found by it", "profile_compare", "compare.found"),
+    ("gates that fail a commit against itself, on a disturbed machine", "gates", "gates.same.failures"),
+    ("10 % slower commits that they fail", "gates", "gates.slower.disturbed"),
+    ("split computing: what the server adds to ONNX Runtime, p50", "split_serve", "split.added"),
+    ("… requests answered wrongly or not at all, 64 clients for five minutes", "split_serve", "split.load.errors"),
     (
         "modelled against measured memory traffic, correlation of ranks",
         "profile_traffic",
