@@ -61,10 +61,10 @@ CUTS = {
 FIRST = 5 / 9
 """The share of the epochs that the first of two stages takes."""
 RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
-    ("deep", "two_stage"): {"beta": (0.5, 1.0, 0.25, 2.0), "channels": (4, 8, 2)},
-    ("deep", "end_to_end"): {"beta": (3e-4, 1e-3), "channels": (4, 2)},
-    ("light", "two_stage"): {"beta": (1.0, 0.25, 0.5), "channels": (8, 16, 4)},
-    ("light", "end_to_end"): {"beta": (3e-4,), "channels": (8,)},
+    ("deep", "end_to_end"): {"beta": (1e-3, 3e-4, 3e-3), "channels": (2, 4, 1)},
+    ("deep", "two_stage"): {"beta": (1.0, 0.25), "channels": (4,)},
+    ("light", "end_to_end"): {"beta": (1e-3, 3e-4, 3e-3), "channels": (4, 8, 2)},
+    ("light", "two_stage"): {"beta": (1.0, 0.25), "channels": (8,)},
 }
 """In the order in which they are trained: the middle of the curve first."""
 JPEG, WEBP = (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20, 10, 5), (95, 90, 80, 75, 60, 50, 40, 30, 20, 10, 5, 0)
