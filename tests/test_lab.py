@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 
 import numpy as np
 import onnxruntime
@@ -20,7 +21,7 @@ from edgekit.export import export, finish, serialise
 from edgekit.files import file_sha256, write_json
 from edgekit.gate import Gate, judge
 from edgekit.judge import judge as judge_bundle
-from edgekit.lab import emulator, root
+from edgekit.lab import emulator, entries, root
 from edgekit.lab.emulator import Emulated
 from edgekit.lab.jobs import Task, work
 from edgekit.lab.run import Plan, run
@@ -107,9 +108,10 @@ def test_a_worker_that_fails_is_named_with_its_last_words(inputs, here, tmp_path
         work(task(b"no model", inputs, tmp_path), here, 1, None, no_progress)
 
 
-def test_a_worker_that_is_killed_is_named_with_the_signal(content, inputs, here, tmp_path):
+@pytest.mark.parametrize("ends", ["kill -4 $$", "exit 132"])
+def test_a_worker_that_is_killed_is_named_with_the_signal(content, inputs, here, tmp_path, ends):
     script = tmp_path / "worker.sh"
-    script.write_text("#!/bin/sh\necho illegal instruction\nkill -4 $$\n")
+    script.write_text(f"#!/bin/sh\necho illegal instruction\n{ends}\n")
     script.chmod(0o755)
     crashing = Emulated(here.cpu, (str(script),), here.jobs, here.inside, here.environment, here.identity)
     with pytest.raises(BadInput, match=r"crashed as here \(signal 4\), and said: illegal instruction"):
@@ -222,11 +224,38 @@ def test_x86_is_played_on_x86_alone(monkeypatch):
 
 def test_no_way_into_a_root(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    root.entry.cache_clear()
+    entries.entry.cache_clear()
     with pytest.raises(
-        BadInput, match=r"bubblewrap by `apt install bubblewrap`, allow user namespaces .* or run as root"
+        BadInput, match=r"bubblewrap by `apt install bubblewrap`, allow user namespaces .* podman or docker, or run as"
     ):
-        root.entry()
+        entries.entry()
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+def test_a_container_engine_is_a_way_into_a_root(monkeypatch, tmp_path, engine):
+    """One that has no image yet is given an empty one, once; what the root has is shown, and nothing else."""
+    tools, root_folder = tmp_path / "bin", tmp_path / "root"
+    tools.mkdir()
+    for part in ("usr", "jobs"):
+        (root_folder / part).mkdir(parents=True)
+    stand_in = tools / engine
+    stand_in.write_text(
+        f"#!/bin/sh\necho $1 >> {tmp_path}/said\n"
+        f"case $1 in image) test -e {tmp_path}/tar;; import) cat > {tmp_path}/tar;; run) exit 0;; esac\n"
+    )
+    stand_in.chmod(0o755)
+    (tools / "cat").symlink_to("/bin/cat")
+    monkeypatch.setenv("PATH", str(tools))
+    entries.entry.cache_clear()
+    assert entries.entry() == engine
+    command = entries.entered(root_folder)
+    entries.entry.cache_clear()
+    assert (tmp_path / "said").read_text().split() == ["image", "import", "run", "image"]
+    with tarfile.open(tmp_path / "tar") as image:
+        assert image.getnames() == []
+    shown = [part.removeprefix("--volume=") for part in command if part.startswith("--volume")]
+    assert shown == [f"{root_folder}/jobs:/jobs", f"{root_folder}/usr:/usr"]
+    assert command[:2] == [engine, "run"] and command[-1] == "edgekit-empty" and "--network=none" in command
 
 
 def test_a_version_without_a_wheel(monkeypatch, tmp_path):

@@ -8,9 +8,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.context import no_progress
 from edgekit.devices.cpus import cpus
+from edgekit.errors import BadInput
 from edgekit.export import export, finish, serialise
 from edgekit.isa import is_safe
-from edgekit.lab import emulator, root
+from edgekit.lab import emulator, entries, root
 from edgekit.lab.emulator import host_python
 from edgekit.lab.jobs import Task, work
 from edgekit.lab.run import Plan, run
@@ -106,8 +107,17 @@ def test_the_portable_file_answers_the_same_without_vnni(images, data, tmp_path,
 
 
 @arm
-def test_arm_answers_the_same(images, data, tmp_path):
+@pytest.mark.parametrize("way", list(entries.ENTRIES))
+def test_arm_answers_the_same(images, data, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(entries, "ENTRIES", {way: entries.ENTRIES[way]})
+    entries.entry.cache_clear()
+    monkeypatch.setattr("edgekit.lab.run.cache_folder", lambda: tmp_path)
+    try:
+        entries.entry()
+    except BadInput:
+        pytest.skip(f"{way} is no way into a root here")
     path = tmp_path / "net.onnx"
     int8_file(images, "onnxruntime", path)
     _, there = run([path], "cortex-a53", [data], Plan(samples=1))["rows"]
+    entries.entry.cache_clear()
     assert there["sqnr_db"] == 300.0 and there["n"] == 1

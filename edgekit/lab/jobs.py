@@ -124,5 +124,6 @@ def _crash(on: Emulated, worker: Worker, said: Path) -> str:
     words = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
     last = next((line for line in reversed(words) if "warning" not in line), "nothing")
     code = worker.returncode
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    signalled = -code if code < 0 else code - 128  # the latter as container engines tell it
+    how = f"signal {signalled}" if signalled > 0 else f"exit code {code}"
     return f"crashed as {on.cpu.name} ({how}), and said: {last}"

@@ -8,7 +8,6 @@ unpacked, not installed. What was fetched is kept, so a set-up that was stopped 
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from edgekit.devices.cpus import Cpu
 from edgekit.errors import BadInput
 from edgekit.files import cache_folder, file_sha256, read_json, write_json
 from edgekit.lab.emulator import GET, Emulated, binary, missing, version
+from edgekit.lab.entries import entered, entry
 from edgekit.traffic.measured import QUIET
 
 SCHEMA = "edgekit/lab-root/1"
@@ -30,32 +30,6 @@ MODULES = "usr/lib/python3/dist-packages"
 QEMU, JOBS = "qemu", "jobs"
 SETUP = "edgekit lab setup"
 Log = Callable[[str], None]
-
-# How a root is entered, the first that works: name -> the command up to the program in it.
-ENTRIES: dict[str, Callable[[Path], list[str]]] = {
-    "bwrap": lambda root: ["bwrap", "--unshare-all", "--die-with-parent", "--bind", str(root), "/", "--dev", "/dev"],
-    "unshare": lambda root: ["unshare", "--map-root-user", "chroot", str(root)],
-    "chroot": lambda root: ["chroot", str(root)],
-}
-
-
-@functools.cache
-def entry() -> str:
-    """The name of the first way in that works here.
-
-    Raises:
-        BadInput: none does.
-    """
-    for name, command in ENTRIES.items():
-        try:
-            if subprocess.run([*command(Path("/")), "true"], capture_output=True, timeout=60).returncode == 0:
-                return name
-        except (OSError, subprocess.SubprocessError):
-            continue
-    raise BadInput(
-        "a folder cannot be entered as a root here: get bubblewrap by `apt install bubblewrap`, allow user namespaces "
-        "(sysctl kernel.unprivileged_userns_clone=1), or run as root"
-    )
 
 
 def folder() -> Path:
@@ -86,9 +60,11 @@ def emulated(cpu: Cpu) -> Emulated:
     if (found := state()) != "ready":
         raise BadInput(f"{cpu.name}: {found}")
     known, root = read_json(folder() / "root.json", SCHEMA), folder() / "root"
-    prefix = (*ENTRIES[entry()](root), f"/{QEMU}", "-cpu", cpu.model, known["python"])
+    prefix = (*entered(root), f"/{QEMU}", "-cpu", cpu.model, known["python"])
     identity = (cpu.name, cpu.model, known["qemu"], known["onnxruntime"])
-    return Emulated(cpu, prefix, root / JOBS, Path("/") / JOBS, dict(QUIET), identity)
+    # The ways in are looked for in PATH and may need HOME; the Python in the root is not to be told of the host's.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return Emulated(cpu, prefix, root / JOBS, Path("/") / JOBS, {**own, **QUIET}, identity)
 
 
 def intact(place: Path) -> bool:
@@ -127,7 +103,7 @@ def setup(log: Log) -> Path:
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(root / MODULES)
-    _finish(place, root, python, [*packages, *wheels], way)
+    _finish(place, root, python, [*packages, *wheels])
     log(f"{place}: ready, entered by {way}")
     return place
 
@@ -177,7 +153,7 @@ def _wheels(place: Path, python: str) -> list[Path]:
     return sorted(place.glob("*.whl"))
 
 
-def _finish(place: Path, root: Path, python: Path, fetched: Sequence[Path], way: str) -> None:
+def _finish(place: Path, root: Path, python: Path, fetched: Sequence[Path]) -> None:
     """Put the emulator in, try the Python, and note what the root was made of."""
     import onnxruntime as ort
 
@@ -186,7 +162,7 @@ def _finish(place: Path, root: Path, python: Path, fetched: Sequence[Path], way:
     shutil.copy(emulator.resolve(), root / QEMU)
     for name in (JOBS, "dev"):
         (root / name).mkdir(exist_ok=True)
-    trial = [*ENTRIES[way](root), f"/{QEMU}", str(python), "-c", "import onnxruntime"]
+    trial = [*entered(root), f"/{QEMU}", str(python), "-c", "import onnxruntime"]
     _run(trial, f"ONNX Runtime in {root} (qemu has to be linked statically: {GET})")
     final = place / "root"
     shutil.rmtree(final, ignore_errors=True)

@@ -39,6 +39,7 @@ from lab_layers import saturating
 
 from edgekit import isa
 from edgekit.devices.cpus import cpus
+from edgekit.files import file_sha256
 from edgekit.lab.emulator import host_python
 from edgekit.lab.run import Plan, run
 from edgekit.machine import int8_saturates
@@ -75,7 +76,7 @@ def main() -> None:
             raise SystemExit("this host has no VNNI: its own answers are those that are looked for")
         for part in options.parts:
             PARTS[part](store, Plan(options.images, options.processes))
-    rows = [row for row in kept(store) if "file" not in row or row["source"] == digest(row["file"])]
+    rows = [row for row in kept(store) if "file" not in row or row["source"] == source(row["network"], row["file"])]
     if options.images == IMAGES:
         missing = [
             f"{network} {file}: left out, its maker is not there or failed"
@@ -90,7 +91,7 @@ def main() -> None:
 def measure(store: Path, find: Callable[[], dict[str, Any]], **key: Any) -> None:
     """Keep what `find` finds under its key, if it is not kept yet."""
     if "file" in key:
-        key["source"] = digest(key["file"])
+        key["source"] = source(key["network"], key["file"])
     if not any(key.items() <= row.items() for row in kept(store)):
         print(json.dumps(keep(store, key | find())), flush=True)
 
@@ -107,6 +108,13 @@ def there(network: str, file: str) -> Path | None:
         with contextlib.suppress(PeerFailed):
             made(prepare(network), file, 0, PYTHONS)
     return path if path.is_file() else None
+
+
+@functools.cache
+def source(network: str, file: str) -> str | None:
+    """By the content of a file, what was measured of it; None where it is not there."""
+    path = there(network, file)
+    return file_sha256(path)[:12] if path else None
 
 
 # Parts
