@@ -96,6 +96,8 @@ METRICS = {
         Metric("int8_convs", "int8 convolutions", "", "more"),
         Metric("isa_safe", "int8 sums fit x86 without VNNI", "", "more"),
         Metric("instructions", "instructions"),
+        Metric("l1_misses", "L1 misses"),
+        Metric("llc_misses", "last-level misses"),
     )
 }
 

@@ -314,7 +314,9 @@ def test_a_processor_that_was_not_run_fails():
 
 
 def test_a_bundle_keeps_its_instructions_for_gates(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgekit.lab.count.instructions", lambda file: len(file.name))
+    monkeypatch.setattr(
+        "edgekit.lab.count.counts", lambda file: {"instructions": len(file.name), "l1_misses": 3, "llc_misses": 0}
+    )
     copy = shutil.copytree(bundle.path, tmp_path / "b")
     found = CliRunner().invoke(main, ["lab", "count", str(copy), "--json"])
     assert found.exit_code == 0, found.output
@@ -322,3 +324,7 @@ def test_a_bundle_keeps_its_instructions_for_gates(bundle, tmp_path, monkeypatch
     assert {row["file"]: row["instructions"] for row in rows} == {row["file"]: len(row["file"]) for row in rows} != {}
     (verdict, *_) = judge_bundle(open_bundle(copy), {"instructions": [Gate(max=5.0)]})
     assert verdict.outcome == "fail" and verdict.value > 5
+    (verdict, *_) = judge_bundle(open_bundle(copy), {"l1_misses": [Gate(max=3.0)]})
+    assert verdict.outcome == "pass" and verdict.value == 3
+    shown = CliRunner().invoke(main, ["lab", "count", str(copy)])
+    assert "last-level misses" in shown.output

@@ -10,7 +10,7 @@ import pytest
 from edgekit.devices.boards import Cache, Caches
 from edgekit.errors import BadInput
 from edgekit.traffic import measured
-from edgekit.traffic.measured import events, instructions, llc_fills, measure, ncu_bytes, perf_bytes
+from edgekit.traffic.measured import counts, events, llc_fills, measure, ncu_bytes, perf_bytes
 from tests.onnx_models import array, one
 from tests.test_traffic import saved
 
@@ -102,7 +102,7 @@ def test_a_gpu_that_onnx_runtime_cannot_start_is_not_replaced_by_the_processor(f
 def test_instructions_need_valgrind(file, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match="instructions: valgrind is not installed; get it by `apt install valgrind`"):
-        instructions(file)
+        counts(file)
 
 
 def test_a_machine_without_counters_says_so(monkeypatch, tmp_path):
@@ -157,10 +157,14 @@ def test_cachegrind_around_the_runtime(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
-def test_instructions_are_the_same_in_every_run(tmp_path):
-    """Twice the channels take about twice the instructions, and no run differs from another."""
-    counts = []
+def test_instructions_and_misses_are_the_same_in_every_run(tmp_path):
+    """Twice the channels take about twice the instructions, and no run differs from another. Of tensors beyond all
+    caches every line misses."""
+    found = []
     for channels in (32, 64, 64):
         model = one("Relu", shape=(channels, 112, 112))
-        counts.append(instructions(saved(tmp_path / "relu.onnx", model)))
-    assert counts[1] == counts[2] and 1.8 < counts[1] / counts[0] < 2.2
+        found.append(counts(saved(tmp_path / "relu.onnx", model), Caches(Cache(2**19))))
+    assert found[1] == found[2]
+    assert 1.8 < found[1]["instructions"] / found[0]["instructions"] < 2.2
+    lines = 2 * 64 * 112 * 112 * 4 / 64
+    assert [found[1][name] / lines for name in ("l1_misses", "llc_misses")] == pytest.approx([1, 1], abs=0.02)

@@ -94,7 +94,7 @@ def run(
 @click.argument("paths", metavar="FILE_OR_BUNDLE…", type=PATH, nargs=-1, required=True)
 @json_option
 def count(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Count the instructions of one inference, by cachegrind: a cost that is the same in every run; a bundle keeps it.
+    """Count instructions and cache misses of one inference, by cachegrind: the same in every run; a bundle keeps them.
 
     \b
     edgekit lab count out/quickstart

@@ -1,4 +1,5 @@
-"""Instructions an inference takes: a cost that is the same in every run, for gates where times are too noisy."""
+"""Instructions and cache misses of an inference: costs that are the same in every run, for gates where times are too
+noisy."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from edgekit.bundle import open_bundle
 from edgekit.context import Track, no_progress
 from edgekit.lab.run import shipped_files
 from edgekit.onnx_file import read
-from edgekit.traffic.measured import instructions
+from edgekit.traffic.measured import counts
 
 
 def count(paths: Sequence[Path], track: Track = no_progress) -> dict[str, Any]:
-    """The instructions of files, and of those of bundles that ONNX Runtime runs; a bundle keeps its result.
+    """The counts of files, and of those of bundles that ONNX Runtime runs; a bundle keeps its result.
 
     Raises:
         BadInput: a file that cannot be read, or no valgrind.
@@ -25,9 +26,7 @@ def count(paths: Sequence[Path], track: Track = no_progress) -> dict[str, Any]:
         files = shipped_files(bundle) if bundle else [path]
         for file in files:
             read(file)
-        made = [
-            {"file": file.name, "instructions": instructions(file)} for file in track(files, "counting", len(files))
-        ]
+        made = [{"file": file.name, **counts(file)} for file in track(files, "counting", len(files))]
         if bundle:
             bundle.add("instructions", {"rows": made})
         rows += made

@@ -23,9 +23,9 @@ def show_isa(found: dict[str, Any]) -> None:
 
 
 def show_instructions(found: dict[str, Any]) -> None:
-    made = make("file", "instructions")
+    made = make("file", "instructions", "L1 misses", "last-level misses")
     for row in found["rows"]:
-        made.add_row(row["file"], f"{row['instructions']:,}")
+        made.add_row(row["file"], *(f"{row[key]:,}" for key in ("instructions", "l1_misses", "llc_misses")))
     show(made)
 
 

@@ -103,9 +103,7 @@ def _no_valgrind() -> str | None:
 
 
 def _cachegrind(path: Path, caches: Caches) -> tuple[Parts, Parts]:
-    levels = {"I1": caches.l1i, "D1": caches.l1d, "LL": caches.llc}
-    sizes = [f"--{level}={_geometry(level, cache)}" for level, cache in levels.items()]
-    found = [llc_fills(text, caches.llc.line_bytes) for text in _simulated(path, "--cache-sim=yes", *sizes)]
+    found = [llc_fills(text, caches.llc.line_bytes) for text in _simulated(path, *_sizes(caches))]
     few, many = sorted(found, key=lambda parts: sum(parts.values()))
     return few, many
 
@@ -119,18 +117,29 @@ def _simulated(path: Path, *options: str) -> list[str]:
         return [file.read_text() for file in Path(folder).iterdir()]
 
 
-def instructions(path: Path) -> int:
-    """How many instructions one inference of a file takes in ONNX Runtime, one thread, batch 1: the same number in each
-    run, whatever else the machine does. Valgrind shows programs AVX2 and no more, so it is that of the AVX2 kernels.
+def counts(path: Path, caches: Caches = DEFAULT) -> Parts:
+    """What one inference of a file costs in ONNX Runtime, one thread, batch 1, by the metrics' names: the same numbers
+    in each run, whatever else the machine does. Valgrind shows programs AVX2 and no more, so they are those of the AVX2
+    kernels; misses are of data in simulated caches.
 
     Raises:
-        BadInput: ONNX Runtime cannot load the file, or valgrind is missing.
+        BadInput: ONNX Runtime cannot load the file, valgrind is missing, or a cache cannot be simulated.
     """
     if (reason := _no_valgrind()) is not None:
         raise BadInput(f"instructions: {reason}")
     engine("onnxruntime").load(path, threads=1)
-    few, many = sorted(events(text)["Ir"] for text in _simulated(path, "--cache-sim=no"))
-    return (many - few) // (RUNS[1] - RUNS[0])
+    few, many = sorted((events(text) for text in _simulated(path, *_sizes(caches))), key=lambda found: found["Ir"])
+    one = {name: (many[name] - few[name]) // (RUNS[1] - RUNS[0]) for name in many}
+    return {
+        "instructions": one["Ir"],
+        "l1_misses": one["D1mr"] + one["D1mw"],
+        "llc_misses": max(0, one["DLmr"] + one["DLmw"]),  # a few less where loading had put more there
+    }
+
+
+def _sizes(caches: Caches) -> list[str]:
+    levels = {"I1": caches.l1i, "D1": caches.l1d, "LL": caches.llc}
+    return ["--cache-sim=yes", *(f"--{level}={_geometry(level, cache)}" for level, cache in levels.items())]
 
 
 def _geometry(level: str, cache: Cache) -> str:
