@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from edgekit import data as datasets
 from edgekit import isa, profile, report
 from edgekit.baseline import open_baseline, write_baseline
@@ -24,6 +26,7 @@ from edgekit.files import read_toml, write_bytes
 from edgekit.gate import Verdict
 from edgekit.judge import SECONDS, judge
 from edgekit.onnx_file import input_shapes, read, read_io
+from edgekit.onnx_split import halves, has_latent
 from edgekit.phones import to_ort
 from edgekit.profile import Plan, Subject
 from edgekit.profile.compare import compare
@@ -46,17 +49,18 @@ def export_file(
     trust: bool,
     track: Track = no_progress,
     ort_format: bool = False,
+    part: str | None = None,
 ) -> str:
     """Write `source` in the form of a target; returns lines that say what was written.
 
     A bundle's own file is copied where it has one for that target; otherwise the recipe's rewrites are run again for
     the target, which needs calibration images (`specs`) for int8. A target that is built on the device gets a script
     beside the file that builds it there; with `ort_format` the file is in ONNX Runtime's own format, for phones, with
-    the list of the operators it needs beside it.
+    the list of the operators it needs beside it. `part` is "head" or "tail" of a network that is cut.
 
     Raises:
-        BadInput: unknown target, `out` or what goes beside it exists, calibration images are needed and not given, or
-            ORT format is asked for a target that another engine runs.
+        BadInput: unknown target, `out` or what goes beside it exists, calibration images are needed and not given, ORT
+            format is asked for a target that another engine runs, or a part of a network that is not cut.
     """
     wanted = target(target_name)
     if ort_format and wanted.engine != "onnxruntime":
@@ -71,6 +75,8 @@ def export_file(
         content, precision = _from_bundle(open_bundle(source), wanted, precision, specs, trust, track)
     else:
         content, precision = _from_onnx(source, wanted, precision, io_file), precision or "fp32"
+    if part:
+        content = _part(content, part, source)
     operators = b""
     if ort_format:
         content, operators = to_ort(content)
@@ -87,6 +93,14 @@ def export_file(
     write_bytes(beside, build_script(runtime, out.name, input_shapes(out)).encode())
     beside.chmod(0o755)
     return f"{line}\n{beside}: builds its engine with {runtime.tool} on the device; no engine was built or run here"
+
+
+def _part(content: bytes, part: str, source: Path) -> bytes:
+    model = onnx.load_from_string(content)
+    if not has_latent(model):
+        raise BadInput(f"{source}: is not cut in that form, so it has no {part}; leave out --part")
+    head, tail = halves(model)
+    return serialise(head if part == "head" else tail)
 
 
 def _beside(out: Path, wanted: Target, ort_format: bool) -> Path | None:

@@ -22,6 +22,7 @@ from edgekit.errors import BadInput, TrainingStopped
 from edgekit.export import export
 from edgekit.graph import trace
 from edgekit.net import Net, parse_spec
+from edgekit.onnx_file import read_io
 from edgekit.onnx_split import has_latent
 from edgekit.passes.split import Split, Tail
 from edgekit.rewrites.fold import fold_model
@@ -291,10 +292,33 @@ def test_wrong_sweeps(words, message, tmp_path, data):
     assert done.exit_code == 2 and message in done.stderr
 
 
-def test_a_cut_file_is_made_anew_for_another_target(data, tmp_path):
-    (tmp_path / "r.toml").write_text(PLAIN)
-    edgekit.compress("tests.nets:tiny", str(tmp_path / "r.toml"), data, tmp_path / "b", runs=8)
-    for precision, cut in (("fp32", False), ("int8", True)):
+@pytest.fixture(scope="module")
+def cut(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cut")
+    (folder / "r.toml").write_text(PLAIN)
+    return edgekit.compress("tests.nets:tiny", str(folder / "r.toml"), data, folder / "b", runs=8)
+
+
+def test_a_cut_file_is_made_anew_for_another_target(cut, data, tmp_path):
+    for precision, has in (("fp32", False), ("int8", True)):
         out = tmp_path / f"{precision}.onnx"
-        export_file(tmp_path / "b", "openvino", precision, out, [data], None, trust=True)
-        assert has_latent(onnx.load(out)) == cut
+        export_file(cut.path, "openvino", precision, out, [data], None, trust=True)
+        assert has_latent(onnx.load(out)) == has
+
+
+def test_the_halves_of_another_target(cut, data, tmp_path):
+    """One after the other they are the whole."""
+    paths = {part: tmp_path / f"{part}.onnx" for part in (None, "head", "tail")}
+    for part, path in paths.items():
+        export_file(cut.path, "openvino", "int8", path, [data], None, trust=True, part=part)
+    whole, head, tail = (engine("onnxruntime").load(path, 1) for path in paths.values())
+    pictures = np.random.default_rng(0).standard_normal((3, *read_io(paths[None])[0].shape), np.float32)
+    assert head.run(pictures).dtype == np.uint8
+    np.testing.assert_array_equal(tail.run(head.run(pictures)), whole.run(pictures))
+
+
+def test_a_part_of_what_is_not_cut(cut, tmp_path):
+    words = ["export", str(cut.path / "base.onnxruntime.fp32.onnx"), "--target", "onnxruntime", "--part", "tail"]
+    done = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "tail.onnx")])
+    assert done.exit_code == 2 and "is not cut in that form, so it has no tail; leave out --part" in done.stderr
+    assert not (tmp_path / "tail.onnx").exists()

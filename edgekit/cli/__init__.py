@@ -158,6 +158,7 @@ def train(as_json: bool, **given: Any) -> int:
     show_default=True,
     help="ort: ONNX Runtime's own, for phones.",
 )
+@click.option("--part", type=click.Choice(["head", "tail"]), help="Of a network that is cut; default: the whole.")
 @click.option("--out", type=PATH, required=True)
 @data_option
 @io_option
@@ -167,6 +168,7 @@ def export(
     target: str,
     precision: str | None,
     format: str,
+    part: str | None,
     out: Path,
     data: tuple[str, ...],
     io_file: Path | None,
@@ -178,10 +180,11 @@ def export(
     edgekit export out/quickstart --target onnxruntime --out model.onnx
     edgekit export out/quickstart --target tensorrt --data digits --out model.onnx
     edgekit export out/quickstart --target onnxruntime --format ort --out model.ort
+    edgekit export out/cut --target tensorrt --part head --out head.onnx
     """
     from edgekit.deploy import export_file
 
-    say(export_file(source, target, precision, out, list(data), io_file, trust, track, format == "ort"))
+    say(export_file(source, target, precision, out, list(data), io_file, trust, track, format == "ort", part))
 
 
 @main.command()
