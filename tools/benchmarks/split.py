@@ -24,10 +24,8 @@ packet is decoded again, and the tail scores what came out. JPEG and WebP leave 
 
 import argparse
 import functools
-import io
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +34,8 @@ import numpy as np
 import split_nips
 from cifar10 import RECIPE
 from common import claim, write
-from PIL import Image
-from split_common import ROWS, WORK, Curve, accuracy_at, bytes_at, found, keep, through_packets
+from split_common import ROWS, WORK, Curve, accuracy_at, bytes_at, curve, found, found_all, keep, through_packets
+from split_pictures import QUALITIES, measure_pictures
 
 import edgekit
 from edgekit import data as datasets
@@ -67,8 +65,6 @@ RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
     ("light", "two_stage"): {"beta": (1.0, 0.25), "channels": (8,)},
 }
 """In the order in which they are trained: the middle of the curve first."""
-JPEG, WEBP = (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20, 10, 5), (95, 90, 80, 75, 60, 50, 40, 30, 20, 10, 5, 0)
-WEBP_HEADER_BYTES = 20
 MOST_DROP, SHARE = 1.0, 0.5
 Row = dict[str, Any]
 
@@ -143,39 +139,7 @@ def test() -> Samples:
 
 def pictures() -> None:
     path = next(path for path in base().models if path.name.endswith(".fp32.onnx"))
-    for kind, qualities in (("JPEG", JPEG), ("WEBP", WEBP)):
-        for quality in qualities:
-            key: Row = {"part": "pictures", "format": kind, "quality": quality}
-            if not found(**key):
-                keep({**key, "network": NETWORK, **sent(path, kind, quality)})
-
-
-def sent(path: Path, kind: str, quality: int) -> Row:
-    """Bytes and accuracy of test pictures that are encoded and decoded before the network sees them."""
-    session, (taken, _), samples = engine("onnxruntime").load(path, 1), read_io(path), test()
-    sizes, hits = [], 0
-    for places in np.array_split(np.arange(len(samples)), 100):
-        decoded = []
-        for place in places.tolist():
-            content = encoded(samples[place].read(), kind, quality)
-            sizes.append(scan_bytes(content) if kind == "JPEG" else len(content) - WEBP_HEADER_BYTES)
-            with Image.open(io.BytesIO(content)) as image:
-                decoded.append(taken.resized(np.asarray(image.convert("RGB"))))
-        scores = session.run(taken.normalised(np.stack(decoded)))
-        hits += int((scores.argmax(1) == samples.labels[places]).sum())
-    return {"bytes": float(np.mean(sizes)), "top1": 100 * hits / len(samples), "n": len(samples)}
-
-
-def encoded(picture: np.ndarray, kind: str, quality: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind, quality=quality, **({"method": 6} if kind == "WEBP" else {}))
-    return file.getvalue()
-
-
-def scan_bytes(content: bytes) -> int:
-    """Of a baseline JPEG: what stands between the header of its one scan and the marker of its end."""
-    begin = content.index(b"\xff\xda") + 2
-    return len(content) - begin - int.from_bytes(content[begin : begin + 2], "big") - 2
+    measure_pictures(engine("onnxruntime").load(path, 1), *read_io(path), test(), network=NETWORK)
 
 
 # Claims
@@ -183,20 +147,13 @@ def scan_bytes(content: bytes) -> int:
 
 def claims() -> list[Row]:
     rows, uncut = common.kept(ROWS), found(part="base")
-    sent_ = {kind: curve(row for row in rows if row.get("format") == kind) for kind in ("JPEG", "WEBP")}
+    sent = {kind: curve(found_all(rows, format=kind, network=NETWORK)) for kind in QUALITIES}
     listed = []
     for head in CUTS:
-        ways = {
-            part: curve(row for row in rows if (row["part"], row.get("head")) == (part, head))
-            for part in ("entropic", "reduction")
-        }
-        if uncut and all((ways | sent_).values()):
-            listed += [near_the_uncut(head, ways | sent_, uncut["top1"]), most_of_the_range(head, ways | sent_)]
+        ways = {part: curve(found_all(rows, part=part, head=head)) for part in ("entropic", "reduction")}
+        if uncut and all((ways | sent).values()):
+            listed += [near_the_uncut(head, ways | sent, uncut["top1"]), most_of_the_range(head, ways | sent)]
     return [*listed, *split_nips.claims(rows)]
-
-
-def curve(rows: Iterable[Row]) -> Curve:
-    return sorted((row["bytes"], row["top1"]) for row in rows)
 
 
 def near_the_uncut(head: str, curves: dict[str, Curve], uncut: float) -> Row:

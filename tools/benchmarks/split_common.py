@@ -26,6 +26,10 @@ def found(**key: Any) -> Row | None:
     return next((row for row in common.kept(ROWS) if key.items() <= row.items()), None)
 
 
+def found_all(rows: list[Row], **key: Any) -> list[Row]:
+    return [row for row in rows if key.items() <= row.items()]
+
+
 def keep(row: Row) -> Row:
     print(row, flush=True)
     return common.keep(ROWS, row)
@@ -60,6 +64,10 @@ def through_packets(folder: Path, split: Split, samples: Samples) -> Row:
 
 def parts(split: Split) -> list[tuple[str, Any]]:
     return [("head", split.head), ("tail", split.tail)]
+
+
+def curve(rows: list[Row]) -> Curve:
+    return sorted((row["bytes"], row["top1"]) for row in rows)
 
 
 def pareto(curve: Curve) -> Curve:

@@ -415,9 +415,7 @@ def lab_table(document: dict) -> str:
                 lines.append(line(title, *found))
         parts.append("\n".join(lines))
     counts = sorted({row["n"] for row in rows})
-    note = (
-        f"{' to '.join(map(str, counts))} pictures each, under qemu; = is bit-identical. {machine_note(document)}"
-    )
+    note = f"{' to '.join(map(str, counts))} pictures each, under qemu; = is bit-identical. {machine_note(document)}"
     return "\n\n".join([*parts, note])
 
 
@@ -429,7 +427,44 @@ def lab_cell(row: dict | None) -> str:
     return "=" if same else f"{row['sqnr_db']:.1f}, {others:.0f}, {lost:.0f}"
 
 
+def split_table(document: dict) -> str:
+    """Bytes and accuracy of each way from the CIFAR network, and by cut and bits from the MobileNetV2."""
+    rows = document["rows"]
+    trained = [row for row in rows if row["part"] in ("entropic", "reduction")]
+    lines = [line("CIFAR ResNet-20", "bytes", "top-1", "MACs on the device"), "|---|---:|---:|---:|"]
+    base = next(row for row in rows if row["part"] == "base")
+    lines.append(line("uncut, on the device", "–", f"{base['top1']:.2f}", f"{base['macs'] / 1e6:.1f} M"))
+    for row in sorted(trained, key=lambda row: (row["head"], row["part"], row["bytes"])):
+        value = f"beta {row['beta']:g}" if row["part"] == "entropic" else f"{row['channels']:g} channels of 8 bits"
+        title = f"{row['part']}, {row['head']}, {row['method'].replace('_', '-')}, {value}"
+        lines.append(line(title, f"{row['bytes']:.0f}", f"{row['top1']:.2f}", f"{row['head_macs'] / 1e6:.1f} M"))
+    sent = [row for row in rows if row["part"] == "pictures"]
+    for row in sent:
+        if row["network"] == base["network"] and row["quality"] in SPLIT_QUALITIES:
+            title = f"the picture as {row['format']}, quality {row['quality']}"
+            lines.append(line(title, f"{row['bytes']:.0f}", f"{row['top1']:.2f}", "0"))
+    cells = {(row["cut"], row["bits"]): row for row in rows if row["part"] == "activation" and row["cut"]}
+    bits = sorted({key[1] for key in cells})
+    uncut = next(row for row in rows if row["part"] == "activation" and not row["cut"])
+    lines += ["", line("MobileNetV2, cut behind", "MACs on the device", *(f"{value} bits" for value in bits))]
+    lines.append("|---|---:|" + "---:|" * len(bits))
+    for cut in dict.fromkeys(key[0] for key in cells):
+        share = f"{cells[cut, bits[0]]['head_macs'] / 1e6:.0f} M"
+        found = [f"{cells[cut, value]['bytes'] / 1e3:.1f} kB, {cells[cut, value]['top1']:.1f}" for value in bits]
+        lines.append(line(f"`{cut}`", share, *found))
+    for kind in ("JPEG", "WEBP"):
+        points = [row for row in sent if row["network"] == uncut["network"] and row["format"] == kind]
+        shown = [
+            f"{row['bytes'] / 1e3:.1f} kB, {row['top1']:.1f}" for row in points if row["quality"] in SPLIT_QUALITIES
+        ]
+        lines.append(line(f"the picture as {kind}", "0", *shown[::-1]))
+    note = f"Uncut {uncut['top1']:.1f}. {machine_note(document)}"
+    return "\n".join([*lines, "", note])
+
+
+SPLIT_QUALITIES = (90, 80, 60, 30, 10)
 TABLES = {
+    "split": split_table,
     "prune": prune_table,
     "quickstart": quickstart_table,
     "zoo": zoo_table,
