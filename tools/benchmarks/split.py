@@ -51,18 +51,17 @@ MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 NETWORK, DATA = "cifar_resnet_20", "python:cifar10:load"
 TRAINING = ("batch = 64", "score = 0", "augment = { flip = true, shift = 0.125 }")
 TUNE = "\n".join(('[[pass]]\nname = "finetune"\nepochs = 6\nlr = 0.02\nweight_decay = 5e-4', *TRAINING))
-# Where the cut is, and epochs in all.
 CUTS = {
-    "deep": ('after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24', 9),
-    "light": ('cut = "layer1"\nwidth = 48', 18),
+    "deep": 'after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24',
+    "light": 'cut = "layer1"\nwidth = 48',
 }
-FIRST = 5 / 9
-"""The share of the epochs that the first of two stages takes."""
+# Epochs of the first stage and of the second, and the first's learning rate: two stages learn from the teacher's
+# features and bear a higher one.
+METHODS = {"two_stage": (10, 6, 4e-3), "end_to_end": (5, 4, 1e-3)}
 RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
-    ("deep", "end_to_end"): {"beta": (1e-3, 3e-4, 3e-3), "channels": (2, 4, 1)},
-    ("deep", "two_stage"): {"beta": (1.0, 0.25), "channels": (4,)},
-    ("light", "end_to_end"): {"beta": (1e-3, 3e-4, 3e-3), "channels": (4, 8, 2)},
-    ("light", "two_stage"): {"beta": (1.0, 0.25), "channels": (8,)},
+    ("deep", "two_stage"): {"beta": (1.0, 0.5, 2.0, 4.0), "channels": (4, 2, 8)},
+    ("deep", "end_to_end"): {"beta": (1e-3, 3e-4)},
+    ("light", "two_stage"): {"beta": (1.0, 0.25, 4.0), "channels": (8, 4)},
 }
 """In the order in which they are trained: the middle of the curve first."""
 MOST_DROP, SHARE = 1.0, 0.5
@@ -125,12 +124,11 @@ def cut(head: str, method: str, field: str, value: float) -> None:
 
 
 def steps(head: str, method: str, field: str, value: float) -> str:
-    place, epochs = CUTS[head]
-    first = round(FIRST * epochs)
-    tail = ", ".join((f"epochs = {epochs - first}", "lr = 0.02", *TRAINING))
+    first, second, rate = METHODS[method]
+    tail = ", ".join((f"epochs = {second}", "lr = 0.02", *TRAINING))
     kind = "entropic" if field == "beta" else "reduction"
-    lines = ('[[pass]]\nname = "split"', place, f'method = "{method}"\nbottleneck = "{kind}"\n{field} = {value}')
-    return "\n".join((*lines, f"epochs = {first}", *TRAINING, f"tail = {{ {tail} }}\n"))
+    lines = ('[[pass]]\nname = "split"', CUTS[head], f'method = "{method}"\nbottleneck = "{kind}"\n{field} = {value}')
+    return "\n".join((*lines, f"epochs = {first}\nlr = {rate}", *TRAINING, f"tail = {{ {tail} }}\n"))
 
 
 def test() -> Samples:
