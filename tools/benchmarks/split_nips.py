@@ -5,8 +5,8 @@ from typing import Any
 
 from common import claim
 from int8_files import NETWORKS, context, fold_indices, folded, pictures
-from split_common import WORK, bytes_at, curve, found, found_all, keep, through_packets
-from split_pictures import QUALITIES, measure_pictures
+from split_common import WORK, found, found_all, keep, through_packets
+from split_pictures import measure_pictures
 
 from edgekit.data import Data
 from edgekit.engines import engine
@@ -57,18 +57,24 @@ def measured(step: Split, data: Data) -> Row:
 
 
 def claims(rows: list[Row]) -> list[Row]:
-    """For each cut the fewest bytes within a point of the uncut network, beside what JPEG or WebP takes there: stated,
-    as no figure was asked."""
+    """For each cut the fewest bytes within a point of the uncut network, beside what pictures take: stated, since none
+    was asked."""
     uncut = next((row["top1"] for row in rows if row["part"] == "activation" and row["cut"] is None), None)
-    pictures = {kind: curve(found_all(rows, format=kind, network=NETWORK)) for kind in QUALITIES}
+    pictures = found_all(rows, part="pictures", network=NETWORK)
     listed = []
     for cut in CUTS:
         near = [row for row in rows if row.get("cut") == cut and row["top1"] >= (uncut or 0) - NEAR]
-        if near and all(pictures.values()):
+        if near and pictures:
             best = min(near, key=lambda row: row["bytes"])
-            others = {kind: bytes_at(points, best["top1"]) for kind, points in pictures.items()}
-            peer = min(others, key=lambda kind: others[kind])
             said = f"stated: fewest bytes within {NEAR} of {uncut:.2f}, at {best['bits']} bits, {best['top1']:.2f}; "
-            said += f"the picture as {peer}: {others[peer]:,.0f}"
+            said += beside(pictures, best["top1"])
             listed.append(claim(f"split.activation.{cut.strip('/')}", said, best["bytes"], "bytes", True))
     return listed
+
+
+def beside(pictures: list[Row], top1: float) -> str:
+    """The fewest bytes of a picture for as good an answer; where no quality gives one, what the best gives."""
+    enough = [row for row in pictures if row["top1"] >= top1]
+    row = min(enough, key=lambda row: row["bytes"]) if enough else max(pictures, key=lambda row: row["top1"])
+    best = "" if enough else "at best "
+    return f"the picture {best}as {row['format']} {row['quality']}, {row['bytes']:,.0f}, {row['top1']:.2f}"

@@ -343,6 +343,11 @@ HIGHLIGHTS = (
     ("5 % slower files found by it", "profile_compare", "compare.found"),
     ("gates that fail a commit against itself, on a disturbed machine", "gates", "gates.same.failures"),
     ("10 % slower commits that they fail", "gates", "gates.slower.disturbed"),
+    (
+        "MobileNetV2 cut without training, bytes a picture on the wire",
+        "split",
+        "split.activation.16",
+    ),
     ("split computing: what the server adds to ONNX Runtime, p50", "split_serve", "split.added"),
     ("… requests answered wrongly or not at all, 64 clients for five minutes", "split_serve", "split.load.errors"),
     (
@@ -457,7 +462,8 @@ def split_table(document: dict) -> str:
         shown = [
             f"{row['bytes'] / 1e3:.1f} kB, {row['top1']:.1f}" for row in points if row["quality"] in SPLIT_QUALITIES
         ]
-        lines.append(line(f"the picture as {kind}", "0", *shown[::-1]))
+        qualities = ", ".join(str(row["quality"]) for row in points[::-1])
+        lines.append(line(f"the picture as {kind}, quality {qualities}", "0", *shown[::-1]))
     note = f"Uncut {uncut['top1']:.1f}. {machine_note(document)}"
     return "\n".join([*lines, "", note])
 
