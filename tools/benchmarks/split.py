@@ -24,6 +24,7 @@ packet is decoded again, and the tail scores what came out. JPEG and WebP leave 
 
 import argparse
 import functools
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -76,7 +77,14 @@ def main() -> None:
     for name in [given.part] if given.part else [] if given.write else PARTS:
         PARTS[name]()
     if not given.part:
-        write("split", common.kept(ROWS), claims())
+        rows = [row for row in common.kept(ROWS) if "recipe" not in row or current(row)]
+        write("split", rows, claims(rows))
+
+
+def current(row: Row) -> bool:
+    """Whether a trained cut is of today's recipe."""
+    field = "beta" if row["part"] == "entropic" else "channels"
+    return named(row["head"], row["method"], field, row[field]).items() <= row.items()
 
 
 # The CIFAR copy
@@ -112,15 +120,23 @@ def trained(head: str) -> None:
 
 def cut(head: str, method: str, field: str, value: float) -> None:
     """A row of a trained cut, through packets."""
-    key: Row = {"part": "entropic" if field == "beta" else "reduction", "head": head, "method": method, field: value}
+    key = named(head, method, field, value)
     if found(**key):
         return
     tuned = base()
     began = time.monotonic()
     spec = f"{NETWORK}?weights={tuned.path / 'weights.safetensors'}"
-    bundle = made(f"{head}-{method}-{field}-{value:g}", spec, steps(head, method, field, value))
+    folder = f"{head}-{method}-{field}-{value:g}-{key['recipe']}"
+    bundle = made(folder, spec, steps(head, method, field, value))
     row = through_packets(bundle.path, artifact.read(bundle), test())
     keep({**key, "network": NETWORK, **row, "minutes": round((time.monotonic() - began) / 60, 1)})
+
+
+def named(head: str, method: str, field: str, value: float) -> Row:
+    """What its row is found by; a changed recipe is another row."""
+    kind = "entropic" if field == "beta" else "reduction"
+    recipe = hashlib.sha256(steps(head, method, field, value).encode()).hexdigest()[:8]
+    return {"part": kind, "head": head, "method": method, field: value, "recipe": recipe}
 
 
 def steps(head: str, method: str, field: str, value: float) -> str:
@@ -143,8 +159,8 @@ def pictures() -> None:
 # Claims
 
 
-def claims() -> list[Row]:
-    rows, uncut = common.kept(ROWS), found(part="base")
+def claims(rows: list[Row]) -> list[Row]:
+    uncut = found(part="base")
     sent = {kind: curve(found_all(rows, format=kind, network=NETWORK)) for kind in QUALITIES}
     listed = []
     for head in CUTS:
