@@ -55,13 +55,18 @@ def keep(path: Path, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _anywhere(word: str) -> str:
+    """A word of the command line without where its file lies on this machine."""
+    return Path(word).name if Path(word).is_absolute() else word
+
+
 def write(name: str, rows: list[dict[str, Any]], claims: list[dict[str, Any]], seed: int = 0, **extra: Any) -> None:
     """Write `results/NAME.json` and print the claims."""
     document = {
         "schema": "edgekit/benchmark/1",
         "machine": identity(),
         "versions": versions(),
-        "command": " ".join(["python", f"tools/benchmarks/{name}.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"tools/benchmarks/{name}.py", *map(_anywhere, sys.argv[1:])]),
         "seed": seed,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rows": rows,
