@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import edgekit
+from edgekit import data as datasets
 from edgekit import recipe
 from edgekit.bottlenecks import inserted
 from edgekit.bundle import open_bundle
@@ -113,6 +114,20 @@ def test_frozen_norms_keep_their_statistics(images):
     frozen = dataclasses.replace(short, tail=Tail(epochs=1, batch=32, lr=1e-12, freeze_norm=True))
     state = trained(frozen, images).module.state_dict()
     assert same({name: before[name] for name in stage_two}, state)  # stage 1 did not
+
+
+def test_a_tail_that_learns_from_the_teacher_alone_asks_for_no_labels(images, workspace, tmp_path):
+    with np.load(workspace / "data.npz") as arrays:
+        np.savez(tmp_path / "wrong.npz", x=arrays["x"], y=3 - arrays["y"])
+    wrong = datasets.load([f"npz:{tmp_path / 'wrong.npz'}"])
+
+    def state(data, **settings):
+        step = dataclasses.replace(PASS, tail=Tail(epochs=1, batch=32, **settings))
+        return trained(step, data).module.state_dict()
+
+    assert same(state(images, alpha=1.0), state(wrong, alpha=1.0))
+    assert not same(state(images), state(wrong))
+    assert not same(state(images, alpha=1.0), state(images, alpha=1.0, temperature=4.0))
 
 
 def test_a_higher_beta_costs_fewer_bits(images):

@@ -5,7 +5,8 @@ Matsubara, Yang, Levorato, Mandt: Supervised Compression for Resource-Constraine
 
     1. encoder, prior and decoder, with the tail frozen:   Σ_i ||f_i − g_i||² + beta · bits of a picture
        over the decoder's output and the tail's later stages f_i against the teacher's g_i; no labels;
-    2. decoder and tail, with the encoder frozen and the latent rounded:   (1 − α) CE + α T² KL, with T = 1 and α = ½.
+    2. decoder and tail, with the encoder frozen and the latent rounded:   (1 − α) CE + α T² KL,
+       T = 1 and α = ½ in the paper.
 
 "end_to_end" (Singh et al., 2020, arXiv 2007.11797) trains everything on labels in stage 1, CE + beta · bits. The paper
 has no second stage (tail.epochs = 0); it makes good what rounding does that the noise in training does not. A
@@ -40,7 +41,7 @@ from edgekit.train.losses.features import Features
 from edgekit.train.losses.kd import KD
 from edgekit.train.losses.rate import Rate
 from edgekit.train.objective import Loss
-from edgekit.train.settings import Training
+from edgekit.train.settings import Share, Training
 from edgekit.train.taps import Taps, stages
 
 PRIOR_LR = 10
@@ -51,11 +52,18 @@ SEEN = 256
 
 @dataclasses.dataclass(frozen=True)
 class Tail(Training):
-    """How the second stage trains; of no epochs, it is left out."""
+    """How the second stage trains; of no epochs, it is left out.
+
+    Attributes:
+        temperature: T; softens the answers of teacher and student.
+        alpha: weight of the teacher's part, 0 to 1; the rest is the labels'.
+    """
 
     epochs: Annotated[int, Ge(0)] = 10
     lr: Annotated[float, Gt(0)] = 1e-3
     weight_decay: Annotated[float, Ge(0)] = 5e-4
+    temperature: Annotated[float, Gt(0)] = 1.0
+    alpha: Share = 0.5
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
@@ -119,7 +127,8 @@ class Split(Training):
             _settle(student.module, path, ctx)
         if self.tail.epochs:
             with _frozen(_head(student.module, path, ctx.input.shape)):
-                fit(student, KD(temperature=1.0, alpha=0.5), self.tail, _second(ctx), "split, tail", [teacher])
+                answers = KD(temperature=self.tail.temperature, alpha=self.tail.alpha)
+                fit(student, answers, self.tail, _second(ctx), "split, tail", [teacher])
         return student
 
     def _match(self, student: Net, teacher: nn.Module, path: str, ctx: PassContext) -> None:

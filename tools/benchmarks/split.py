@@ -9,10 +9,11 @@ Parts on the CIFAR-10 copy, all of one ResNet-20 that is first fine-tuned on the
     base       that network, uncut
     pictures   the picture as JPEG (the scan alone: its tables are agreed beforehand) and as WebP (without its 20 bytes
                of file header), decoded and given to the uncut network
-    deep       cut late: the network's own layers up to layer2, and an encoder in the place of the next block
-    light      cut early: the encoder alone, from the picture, in the place of the stem and layer1
+    late       the network's own layers up to layer3.0, and an encoder in the place of the next block
+    middle     its own layers up to layer2, likewise
+    light      the encoder alone, from the picture, in the place of the stem and layer1
 
-each of the last two with a prior, by the weight of a bit (`entropic`), and with batch norm in the same encoder,
+each of the last three with a prior, by the weight of a bit (`entropic`), and with batch norm in the same encoder,
 without a rate, by the channels of 8 bits (`reduction`); both trained by the same methods. Of a given MobileNetV2 on
 NIPS17-1000, where 200 pictures without labels calibrate and 800 are scored:
 
@@ -26,7 +27,6 @@ import argparse
 import functools
 import hashlib
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,23 @@ NETWORK, DATA = "cifar_resnet_20", "python:cifar10:load"
 TRAINING = ("batch = 64", "score = 0", "augment = { flip = true, shift = 0.125 }")
 TUNE = "\n".join(('[[pass]]\nname = "finetune"\nepochs = 6\nlr = 0.02\nweight_decay = 5e-4', *TRAINING))
 CUTS = {
-    "deep": 'after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24',
+    "late": 'after = "layer3.0"\ncut = "layer3.1"\nstride = 2\nwidth = 48',
+    "middle": 'after = "layer2"\ncut = "layer3.0"\nstride = 2\nwidth = 24',
     "light": 'cut = "layer1"\nwidth = 48',
 }
-# Epochs of the first stage and of the second, and the first's learning rate: two stages learn from the teacher's
-# features and bear a higher one.
-METHODS = {"two_stage": (10, 6, 4e-3), "end_to_end": (5, 4, 1e-3)}
+EPOCHS = {"two_stage": (10, 6), "end_to_end": (5, 4)}
+"""Of the first stage and of the second."""
+RATES = {("late", "two_stage"): 2e-3, ("middle", "two_stage"): 4e-3, ("light", "two_stage"): 4e-3}
+"""The first stage's learning rates where it is not 1e-3. It bears these; of twice as much it diverges."""
+LATENT = {"late": 48}
+"""Channels of an entropic latent where they are not 24; the rate decides what they carry."""
+TAIL = {"late": ("temperature = 4", "alpha = 1")}
+"""Where the second stage learns from the teacher's softened answers alone, which is a little better."""
 RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
-    ("deep", "two_stage"): {"beta": (1.0, 0.5, 2.0, 4.0), "channels": (4, 2, 8)},
-    ("deep", "end_to_end"): {"beta": (1e-3, 3e-4)},
-    ("light", "two_stage"): {"beta": (1.0, 0.25, 4.0), "channels": (8, 4)},
+    ("late", "two_stage"): {"beta": (0.5, 0.25, 1.0), "channels": (16, 8)},
+    ("middle", "two_stage"): {"beta": (1.0,)},
+    ("middle", "end_to_end"): {"beta": (1e-3, 3e-4)},
+    ("light", "two_stage"): {"beta": (1.0, 0.25), "channels": (8,)},
 }
 """In the order in which they are trained: the middle of the curve first."""
 MOST_DROP, SHARE = 1.0, 0.5
@@ -124,12 +131,11 @@ def cut(head: str, method: str, field: str, value: float) -> None:
     if found(**key):
         return
     tuned = base()
-    began = time.monotonic()
     spec = f"{NETWORK}?weights={tuned.path / 'weights.safetensors'}"
     folder = f"{head}-{method}-{field}-{value:g}-{key['recipe']}"
     bundle = made(folder, spec, steps(head, method, field, value))
     row = through_packets(bundle.path, artifact.read(bundle), test())
-    keep({**key, "network": NETWORK, **row, "minutes": round((time.monotonic() - began) / 60, 1)})
+    keep({**key, "network": NETWORK, **row})
 
 
 def named(head: str, method: str, field: str, value: float) -> Row:
@@ -140,10 +146,12 @@ def named(head: str, method: str, field: str, value: float) -> Row:
 
 
 def steps(head: str, method: str, field: str, value: float) -> str:
-    first, second, rate = METHODS[method]
-    tail = ", ".join((f"epochs = {second}", "lr = 0.02", *TRAINING))
+    (first, second), rate = EPOCHS[method], RATES.get((head, method), 1e-3)
+    tail = ", ".join((f"epochs = {second}", "lr = 0.02", *TAIL.get(head, ()), *TRAINING))
     kind = "entropic" if field == "beta" else "reduction"
-    lines = ('[[pass]]\nname = "split"', CUTS[head], f'method = "{method}"\nbottleneck = "{kind}"\n{field} = {value}')
+    lines = ['[[pass]]\nname = "split"', CUTS[head], f'method = "{method}"\nbottleneck = "{kind}"\n{field} = {value}']
+    if kind == "entropic" and head in LATENT:
+        lines.append(f"channels = {LATENT[head]}")
     return "\n".join((*lines, f"epochs = {first}\nlr = {rate}", *TRAINING, f"tail = {{ {tail} }}\n"))
 
 
@@ -200,7 +208,8 @@ PARTS = {
     "base": base,
     "pictures": pictures,
     "activation": split_nips.activation,
-    "deep": functools.partial(trained, "deep"),
+    "late": functools.partial(trained, "late"),
+    "middle": functools.partial(trained, "middle"),
     "light": functools.partial(trained, "light"),
 }
 

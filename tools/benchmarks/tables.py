@@ -459,9 +459,8 @@ def split_table(document: dict) -> str:
         lines.append(line(f"`{cut}`", share, *found))
     for kind in ("JPEG", "WEBP"):
         points = [row for row in sent if row["network"] == uncut["network"] and row["format"] == kind]
-        shown = [
-            f"{row['bytes'] / 1e3:.1f} kB, {row['top1']:.1f}" for row in points if row["quality"] in SPLIT_QUALITIES
-        ]
+        points = [row for row in points if row["quality"] in SPLIT_QUALITIES]
+        shown = [f"{row['bytes'] / 1e3:.1f} kB, {row['top1']:.1f}" for row in points]
         qualities = ", ".join(str(row["quality"]) for row in points[::-1])
         lines.append(line(f"the picture as {kind}, quality {qualities}", "0", *shown[::-1]))
     note = f"Uncut {uncut['top1']:.1f}. {machine_note(document)}"
