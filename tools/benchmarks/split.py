@@ -1,6 +1,6 @@
 """Bytes on the wire and accuracy of cut networks, against sending the picture.
 
-    python tools/benchmarks/split.py                  # about 10 hours on one core; goes on where it was stopped
+    python tools/benchmarks/split.py                  # about 8 hours on one core; goes on where it was stopped
     python tools/benchmarks/split.py --part pictures  # one part; parts can run one after the other in any order
     python tools/benchmarks/split.py --write          # the JSON from what there is
 
@@ -183,7 +183,9 @@ def near_the_uncut(head: str, curves: dict[str, Curve], uncut: float) -> Row:
     near = [point for point in curves["entropic"] if point[1] >= uncut - MOST_DROP]
     required = f"≤ {SHARE} of the fewest bytes of the other ways at an accuracy within {MOST_DROP} of {uncut:.2f}"
     if not near:
-        return claim(f"split.{head}.near", f"{required}; no point is that near", float("nan"), "of their bytes", False)
+        size, top1 = max(curves["entropic"], key=lambda point: point[1])
+        required += f"; no point is that near, the nearest has {size:.0f} bytes"
+        return claim(f"split.{head}.near", required, uncut - top1, "points under it", False)
     size, top1 = min(near)
     others = {name: bytes_at(curves[name], top1) for name in curves if name != "entropic"}
     best = min(others, key=lambda name: others[name])

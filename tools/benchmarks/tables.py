@@ -348,6 +348,8 @@ HIGHLIGHTS = (
         "split",
         "split.activation.16",
     ),
+    ("ResNet-20 cut and trained, bytes at which it is above all other ways", "split", "split.late.curve"),
+    ("… the nearest that it comes to the uncut network", "split", "split.late.near"),
     ("split computing: what the server adds to ONNX Runtime, p50", "split_serve", "split.added"),
     ("… requests answered wrongly or not at all, 64 clients for five minutes", "split_serve", "split.load.errors"),
     (
