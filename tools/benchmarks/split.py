@@ -60,11 +60,11 @@ CUTS = {
 EPOCHS = {"two_stage": (10, 6), "end_to_end": (5, 4)}
 """Of the first stage and of the second."""
 RATES = {("late", "two_stage"): 2e-3, ("middle", "two_stage"): 4e-3, ("light", "two_stage"): 4e-3}
-"""The first stage's learning rates where it is not 1e-3. It bears these; of twice as much it diverges."""
+"""The first stage's learning rates where it is not 1e-3; `late` diverged at 4e-3, `middle` at 1.2e-2."""
 LATENT = {"late": 48}
 """Channels of an entropic latent where they are not 24; the rate decides what they carry."""
 TAIL = {"late": ("temperature = 4", "alpha = 1")}
-"""Where the second stage learns from the teacher's softened answers alone, which is a little better."""
+"""Where the second stage learns from the teacher's softened answers alone, which was a little better for `middle`."""
 RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
     ("late", "two_stage"): {"beta": (0.5, 0.25, 1.0), "channels": (16, 8)},
     ("middle", "two_stage"): {"beta": (1.0,)},
@@ -72,6 +72,8 @@ RUNS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
     ("light", "two_stage"): {"beta": (1.0, 0.25), "channels": (8,)},
 }
 """In the order in which they are trained: the middle of the curve first."""
+KINDS = {"beta": "entropic", "channels": "reduction"}
+"""Which bottleneck a field is of."""
 MOST_DROP, SHARE = 1.0, 0.5
 Row = dict[str, Any]
 
@@ -90,7 +92,7 @@ def main() -> None:
 
 def current(row: Row) -> bool:
     """Whether a trained cut is of today's recipe."""
-    field = "beta" if row["part"] == "entropic" else "channels"
+    field = next(field for field in KINDS if field in row)
     return named(row["head"], row["method"], field, row[field]).items() <= row.items()
 
 
@@ -140,15 +142,14 @@ def cut(head: str, method: str, field: str, value: float) -> None:
 
 def named(head: str, method: str, field: str, value: float) -> Row:
     """What its row is found by; a changed recipe is another row."""
-    kind = "entropic" if field == "beta" else "reduction"
     recipe = hashlib.sha256(steps(head, method, field, value).encode()).hexdigest()[:8]
-    return {"part": kind, "head": head, "method": method, field: value, "recipe": recipe}
+    return {"part": KINDS[field], "head": head, "method": method, field: value, "recipe": recipe}
 
 
 def steps(head: str, method: str, field: str, value: float) -> str:
     (first, second), rate = EPOCHS[method], RATES.get((head, method), 1e-3)
     tail = ", ".join((f"epochs = {second}", "lr = 0.02", *TAIL.get(head, ()), *TRAINING))
-    kind = "entropic" if field == "beta" else "reduction"
+    kind = KINDS[field]
     lines = ['[[pass]]\nname = "split"', CUTS[head], f'method = "{method}"\nbottleneck = "{kind}"\n{field} = {value}']
     if kind == "entropic" and head in LATENT:
         lines.append(f"channels = {LATENT[head]}")
@@ -168,11 +169,11 @@ def pictures() -> None:
 
 
 def claims(rows: list[Row]) -> list[Row]:
-    uncut = found(part="base")
+    uncut = next(iter(found_all(rows, part="base")), None)
     sent = {kind: curve(found_all(rows, format=kind, network=NETWORK)) for kind in QUALITIES}
     listed = []
     for head in CUTS:
-        ways = {part: curve(found_all(rows, part=part, head=head)) for part in ("entropic", "reduction")}
+        ways = {kind: curve(found_all(rows, part=kind, head=head)) for kind in KINDS.values()}
         if uncut and all((ways | sent).values()):
             listed += [near_the_uncut(head, ways | sent, uncut["top1"]), most_of_the_range(head, ways | sent)]
     return [*listed, *split_nips.claims(rows)]

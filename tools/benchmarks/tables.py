@@ -343,11 +343,7 @@ HIGHLIGHTS = (
     ("5 % slower files found by it", "profile_compare", "compare.found"),
     ("gates that fail a commit against itself, on a disturbed machine", "gates", "gates.same.failures"),
     ("10 % slower commits that they fail", "gates", "gates.slower.disturbed"),
-    (
-        "MobileNetV2 cut without training, bytes a picture on the wire",
-        "split",
-        "split.activation.16",
-    ),
+    ("MobileNetV2 cut without training, bytes a picture on the wire", "split", "split.activation.16"),
     ("ResNet-20 cut and trained, bytes at which it is above all other ways", "split", "split.late.curve"),
     ("… the nearest that it comes to the uncut network", "split", "split.late.near"),
     ("split computing: what the server adds to ONNX Runtime, p50", "split_serve", "split.added"),
@@ -437,6 +433,14 @@ def lab_cell(row: dict | None) -> str:
 def split_table(document: dict) -> str:
     """Bytes and accuracy of each way from the CIFAR network, and by cut and bits from the MobileNetV2."""
     rows = document["rows"]
+    sent = [row for row in rows if row["part"] == "pictures" and row["quality"] in SPLIT_QUALITIES]
+    uncut = next(row for row in rows if row["part"] == "activation" and not row["cut"])
+    note = f"Uncut {uncut['top1']:.1f}. {machine_note(document)}"
+    return "\n\n".join([split_trained(rows, sent), split_activation(rows, sent, uncut["network"]), note])
+
+
+def split_trained(rows: list[dict], sent: list[dict]) -> str:
+    """A line a trained cut, and one a picture sent."""
     trained = [row for row in rows if row["part"] in ("entropic", "reduction")]
     lines = [line("CIFAR ResNet-20", "bytes", "top-1", "MACs on the device"), "|---|---:|---:|---:|"]
     base = next(row for row in rows if row["part"] == "base")
@@ -445,28 +449,30 @@ def split_table(document: dict) -> str:
         value = f"beta {row['beta']:g}" if row["part"] == "entropic" else f"{row['channels']:g} channels of 8 bits"
         title = f"{row['part']}, {row['head']}, {row['method'].replace('_', '-')}, {value}"
         lines.append(line(title, f"{row['bytes']:.0f}", f"{row['top1']:.2f}", f"{row['head_macs'] / 1e6:.1f} M"))
-    sent = [row for row in rows if row["part"] == "pictures"]
-    for row in sent:
-        if row["network"] == base["network"] and row["quality"] in SPLIT_QUALITIES:
-            title = f"the picture as {row['format']}, quality {row['quality']}"
-            lines.append(line(title, f"{row['bytes']:.0f}", f"{row['top1']:.2f}", "0"))
+    for row in (row for row in sent if row["network"] == base["network"]):
+        title = f"the picture as {row['format']}, quality {row['quality']}"
+        lines.append(line(title, f"{row['bytes']:.0f}", f"{row['top1']:.2f}", "0"))
+    return "\n".join(lines)
+
+
+def split_activation(rows: list[dict], sent: list[dict], network: str) -> str:
+    """A line a cut without training by the bits of its activation, and one a format of pictures by their quality."""
     cells = {(row["cut"], row["bits"]): row for row in rows if row["part"] == "activation" and row["cut"]}
     bits = sorted({key[1] for key in cells})
-    uncut = next(row for row in rows if row["part"] == "activation" and not row["cut"])
-    lines += ["", line("MobileNetV2, cut behind", "MACs on the device", *(f"{value} bits" for value in bits))]
+    lines = [line("MobileNetV2, cut behind", "MACs on the device", *(f"{value} bits" for value in bits))]
     lines.append("|---|---:|" + "---:|" * len(bits))
     for cut in dict.fromkeys(key[0] for key in cells):
         share = f"{cells[cut, bits[0]]['head_macs'] / 1e6:.0f} M"
-        found = [f"{cells[cut, value]['bytes'] / 1e3:.1f} kB, {cells[cut, value]['top1']:.1f}" for value in bits]
-        lines.append(line(f"`{cut}`", share, *found))
+        lines.append(line(f"`{cut}`", share, *(split_cell(cells[cut, value]) for value in bits)))
     for kind in ("JPEG", "WEBP"):
-        points = [row for row in sent if row["network"] == uncut["network"] and row["format"] == kind]
-        points = [row for row in points if row["quality"] in SPLIT_QUALITIES]
-        shown = [f"{row['bytes'] / 1e3:.1f} kB, {row['top1']:.1f}" for row in points]
-        qualities = ", ".join(str(row["quality"]) for row in points[::-1])
-        lines.append(line(f"the picture as {kind}, quality {qualities}", "0", *shown[::-1]))
-    note = f"Uncut {uncut['top1']:.1f}. {machine_note(document)}"
-    return "\n".join([*lines, "", note])
+        points = [row for row in sent if (row["network"], row["format"]) == (network, kind)][::-1]
+        qualities = ", ".join(str(row["quality"]) for row in points)
+        lines.append(line(f"the picture as {kind}, quality {qualities}", "0", *map(split_cell, points)))
+    return "\n".join(lines)
+
+
+def split_cell(row: dict) -> str:
+    return f"{row['bytes'] / 1e3:.1f} kB, {row['top1']:.1f}"
 
 
 SPLIT_QUALITIES = (90, 80, 60, 30, 10)
